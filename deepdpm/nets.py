@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 SUBCLUSTERS = 2
 
@@ -20,13 +19,13 @@ SUBCLUSTERS = 2
 class ClusterBlocks:
     """The points of a batch, grouped into M blocks of T rows such that all points of a block share a cluster.
 
-    Each cluster's own weights then meet its points in one batched matrix product. T is about B / K, so there are
-    at most 2 K blocks and 2 B + 4 K padded rows, however unequal the clusters are. Where the clusters are nearly
-    equal, block k is cluster k and no weights are copied. Costs one sort of B numbers and one transfer of two
-    integers to the host.
+    Each cluster's own weights then meet its points in one batched matrix product. T is about B / K, so there
+    are at most 2 K blocks and 2 B + 4 K padded rows, however unequal the clusters are. Where the clusters are
+    nearly equal, block k is cluster k and no weights are copied. Costs one sort of B numbers and one transfer
+    of two integers to the host.
 
-    Shapes: slot_B (B,) is a point's row among the M T padded ones; cluster_M (M,) the cluster of each block, or
-    None where block k is cluster k.
+    Shapes: slot_B (B,) is a point's row among the M T padded ones; cluster_M (M,) the cluster of each block,
+    or None where block k is cluster k.
 
     >>> blocks = ClusterBlocks.of(torch.tensor([1, 0, 1]), num_clusters=2)
     >>> x_MTD = blocks.scatter(torch.tensor([[1.0], [2.0], [3.0]]))
@@ -81,7 +80,7 @@ class ClusterBlocks:
 
 
 class GrowingModule(nn.Module):
-    """A module some of whose parameters have one row per cluster; those rows can be re-indexed, drawn anew, loaded.
+    """A module some of whose parameters have one row per cluster: rows that can be copied, redrawn, loaded.
 
     A subclass names these parameters in `row_bounds`, each with the bound b of its initial values, uniform in
     (-b, b) as in `torch.nn.Linear`. A parameter stays the same object when its number of rows changes, so
@@ -140,8 +139,8 @@ class GrowingModule(nn.Module):
 def _replace_values(parameter: nn.Parameter, values: Tensor) -> None:
     """Give a parameter values of another shape while it stays the same object.
 
-    Autograd keeps the old shape as long as any old graph is alive, and would then refuse the new gradient; a change
-    of dtype in between makes it forget.
+    Autograd keeps the old shape as long as any old graph is alive, and would then refuse the new gradient; a
+    change of dtype in between makes it forget.
     """
     parameter.grad = None
     parameter.data = torch.empty(0, dtype=torch.float16, device=parameter.device)
@@ -153,8 +152,8 @@ class ClusterNet(GrowingModule):
 
     Source: DeepDPM, section 4.1: one hidden layer of 50 units with ReLU; here any list of hidden layers.
 
-    Shapes: codes (B, D) to logits (B, K), already divided by the temperature. A state dict of another K resizes the
-    output layer.
+    Shapes: codes (B, D) to logits (B, K), already divided by the temperature. A state dict of another K
+    resizes the output layer.
 
     >>> net = ClusterNet(num_dims=2, hidden=[50], num_clusters=3)
     >>> net(torch.zeros(4, 2)).shape
@@ -187,7 +186,9 @@ class ClusterNet(GrowingModule):
         return self.output_weight.shape[1]
 
     def forward(self, x_BD: Tensor) -> Tensor:
-        return F.linear(self.hidden(x_BD), self.output_weight, self.output_bias) / self.temperature
+        return (
+            nn.functional.linear(self.hidden(x_BD), self.output_weight, self.output_bias) / self.temperature
+        )
 
     def log_prob(self, x_BD: Tensor) -> Tensor:
         """Log responsibilities `log r` (B, K) of codes (B, D); each row's exponentials sum to one.
@@ -201,15 +202,15 @@ class ClusterNet(GrowingModule):
 class SubclusterNets(GrowingModule):
     """One MLP per cluster, from codes to logits over its two subclusters, as one batched set of parameters.
 
-    A point uses only the net of its own cluster z: `rsub = softmax(V_z relu(W_z x + b_z) + c_z)`, over the temperature.
+    A point uses only the net of its own cluster z: `rsub = softmax((V_z relu(W_z x + b_z) + c_z) / temperature)`.
     Source: DeepDPM, section 4.1.
 
-    Cost: about B D H multiplications, at most twice the parameters in memory, whatever the sizes of the clusters
-    (see ClusterBlocks). Forward and backward on two cores at B = 4096, D = 128, H = 50, K = 500: 10 ms for equal
-    clusters, 15 ms for very unequal ones; a loop over the clusters takes 50 to 70 ms.
+    Cost: about B D H multiplications and at most twice the memory of the parameters, whatever the sizes of the
+    clusters (see ClusterBlocks). Forward and backward on two cores at B = 4096, D = 128, H = 50, K = 500: 10 ms
+    for equal clusters, 15 ms for very unequal ones; a loop over the clusters takes 50 to 70 ms.
 
-    Shapes: hidden_weight (K, D, H), hidden_bias (K, H), output_weight (K, H, 2), output_bias (K, 2); codes (B, D) and
-    clusters (B,) to logits (B, 2). A state dict of another K resizes the parameters.
+    Shapes: hidden_weight (K, D, H), hidden_bias (K, H), output_weight (K, H, 2), output_bias (K, 2); codes
+    (B, D) and clusters (B,) to logits (B, 2). A state dict of another K resizes the parameters.
 
     >>> nets = SubclusterNets(num_dims=2, hidden=50, num_clusters=3)
     >>> nets(torch.zeros(4, 2), torch.tensor([0, 2, 2, 1])).shape

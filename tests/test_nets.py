@@ -1,4 +1,4 @@
-"""The nets agree with a plain loop over points, under any grouping, and take their size from what they load."""
+"""The nets agree with a plain loop over points and take their size from what they load."""
 
 from __future__ import annotations
 
