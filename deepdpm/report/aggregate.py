@@ -1,0 +1,188 @@
+"""Group runs by data set and method; means, standard deviations and paired tests over seeds."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from scipy import stats
+
+from deepdpm.report.references import References
+from deepdpm.report.runs import METRICS, Run
+
+COMPARED = ("nmi", "ari", "acc")
+"""The metrics in which the highest mean is the best."""
+
+SIGNIFICANCE = 0.05
+
+Variant = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One metric of one method: mean and standard deviation over seeds.
+
+    ``p_value`` is that of the paired test against the best method of the table, None where there is none.
+    """
+
+    mean: float
+    std: float | None = None
+    count: int = 1
+    best: bool = False
+    p_value: float | None = None
+    unverified: bool = False
+    source: str | None = None
+
+    @property
+    def tied(self) -> bool:
+        """Whether the test does not tell the method from the best one."""
+        return self.p_value is not None and self.p_value >= SIGNIFICANCE
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table: a method of ours, a peer, or a value of the literature (``reference``)."""
+
+    method: str
+    title: str
+    variant: Variant = ()
+    cells: Mapping[str, Cell] = field(default_factory=dict)
+    finished: int = 0
+    total: int = 0
+    status: str = "finished"
+    reference: bool = False
+    runs: tuple[Run, ...] = ()
+
+
+@dataclass(frozen=True)
+class Table:
+    """All rows of one data set."""
+
+    dataset: str
+    title: str
+    true_k: int | None
+    rows: tuple[Row, ...]
+
+
+def paired_p_value(first: Mapping[int, float], second: Mapping[int, float]) -> float | None:
+    """Return the two-sided p value of the paired t-test over the seeds that both have; None below two seeds.
+
+    Equal values on every seed give 1; the same difference on every seed, which has no variance, gives 0.
+
+    Example:
+        >>> round(paired_p_value({0: 0.90, 1: 0.91, 2: 0.92}, {0: 0.80, 1: 0.83, 2: 0.81}), 4)
+        0.0082
+        >>> paired_p_value({0: 0.90}, {0: 0.80}) is None
+        True
+    """
+    seeds = sorted(set(first) & set(second))
+    if len(seeds) < 2:
+        return None
+    differences = np.array([first[seed] - second[seed] for seed in seeds])
+    if np.ptp(differences) <= 1e-12:
+        return 1.0 if abs(float(differences[0])) <= 1e-12 else 0.0
+    return float(stats.ttest_1samp(differences, 0.0).pvalue)
+
+
+def build_tables(runs: Iterable[Run], references: References) -> list[Table]:
+    """Return one table a data set: rows of runs, the best marked, then the published values."""
+    groups: dict[str, dict[tuple[str, Variant], list[Run]]] = defaultdict(lambda: defaultdict(list))
+    for run in runs:
+        if run.status != "unfinished":
+            groups[run.dataset][run.method, run.variant].append(run)
+    tables = []
+    for dataset in sorted(groups, key=references.dataset_order):
+        keys = sorted(
+            groups[dataset], key=lambda key: (references.method_order(key[0]), _variant_order(key[1]))
+        )
+        rows = [
+            _row(method, variant, groups[dataset][method, variant], references) for method, variant in keys
+        ]
+        rows = _mark_best(rows)
+        rows += _reference_rows(dataset, references)
+        tables.append(
+            Table(dataset, references.dataset_title(dataset), references.true_k(dataset), tuple(rows))
+        )
+    return tables
+
+
+def variant_label(variant: Sequence[tuple[str, str]]) -> str:
+    """Return a variant as text.
+
+    Example:
+        >>> variant_label((("lambda", "0.1"), ("prior_nu", "20")))
+        'lambda=0.1, prior_nu=20'
+    """
+    return ", ".join(f"{key}={value}" for key, value in variant)
+
+
+def _variant_order(variant: Variant) -> list[tuple[str, float, str]]:
+    """Return a sorting key that puts 2 before 10."""
+    order = []
+    for key, value in variant:
+        try:
+            order.append((key, float(value), value))
+        except ValueError:
+            order.append((key, float("inf"), value))
+    return order
+
+
+def _row(method: str, variant: Variant, runs: list[Run], references: References) -> Row:
+    """Return the row of one group; a seed that was run twice counts once, by its last finished folder."""
+    by_seed: dict[int, Run] = {}
+    for run in runs:
+        if run.finished or run.seed not in by_seed or not by_seed[run.seed].finished:
+            by_seed[run.seed] = run
+    chosen = tuple(by_seed[seed] for seed in sorted(by_seed))
+    finished = [run for run in chosen if run.finished]
+    cells = {}
+    for metric in METRICS:
+        values = [run.metrics[metric] for run in finished if metric in run.metrics]
+        if values:
+            std = float(np.std(values, ddof=1)) if len(values) > 1 else None
+            cells[metric] = Cell(float(np.mean(values)), std, len(values))
+    label = variant_label(variant)
+    title = references.method_title(method) + (f" ({label})" if label else "")
+    return Row(method, title, variant, cells, len(finished), len(chosen), _status(chosen), False, chosen)
+
+
+def _status(runs: Sequence[Run]) -> str:
+    """Return "finished", or in words what happened to the other runs."""
+    if runs and all(run.data_missing and not run.finished for run in runs):
+        return "data missing"
+    words = Counter("data missing" if run.data_missing else run.status for run in runs if not run.finished)
+    return ", ".join(f"{count} {word}" for word, count in sorted(words.items())) or "finished"
+
+
+def _mark_best(rows: list[Row]) -> list[Row]:
+    """Mark the highest mean of each compared metric, and test every other row against it."""
+    for metric in COMPARED:
+        having = [row for row in rows if metric in row.cells]
+        if len(having) < 2:
+            continue
+        best = max(having, key=lambda row: row.cells[metric].mean)
+        best_values = _values_by_seed(best, metric)
+        marked = []
+        for row in rows:
+            if metric in row.cells:
+                top = round(row.cells[metric].mean, 9) == round(best.cells[metric].mean, 9)
+                p_value = None if top else paired_p_value(best_values, _values_by_seed(row, metric))
+                cell = replace(row.cells[metric], best=top, p_value=p_value)
+                row = replace(row, cells={**row.cells, metric: cell})
+            marked.append(row)
+        rows = marked
+    return rows
+
+
+def _values_by_seed(row: Row, metric: str) -> dict[int, float]:
+    return {run.seed: run.metrics[metric] for run in row.runs if run.finished and metric in run.metrics}
+
+
+def _reference_rows(dataset: str, references: References) -> list[Row]:
+    """Return one row for each method that the literature reports on the data set."""
+    cells: dict[str, dict[str, Cell]] = defaultdict(dict)
+    for value in references.of(dataset):
+        source = references.sources[value.source]
+        cell = Cell(value.mean, value.std, 0, unverified=value.unverified, source=source)
+        cells[value.method][value.metric] = cell
+    return [Row(method, method, cells=found, reference=True) for method, found in cells.items()]

@@ -1,0 +1,159 @@
+"""Find the runs below some folders; each one's ``result.json`` is all that a table needs."""
+
+import csv
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+METRICS = ("num_clusters", "nmi", "ari", "acc", "silhouette", "log_likelihood", "seconds", "peak_memory_mb")
+"""What a table may show of a run; the keys of ``result.json``."""
+
+# Overrides that don't change what is compared: they say where and how a run was made, not which method it is.
+_NOT_A_VARIANT = ("seed", "name", "dataset", "peer", "tracking", "trainer", "ckpt_path", "hydra")
+_SHORT_NAMES = {
+    "prior.nu": "prior_nu",
+    "alternation.lambda_": "lambda",
+    "model.init_k": "init_k",
+    "prior.alpha": "alpha",
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run's folder, read: what it was, how it ended, what it reached."""
+
+    folder: Path
+    dataset: str
+    method: str
+    variant: tuple[tuple[str, str], ...] = ()
+    seed: int = 0
+    status: str = "finished"
+    error: str | None = None
+    data_missing: bool = False
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    num_points: int | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its end; only such runs enter a mean."""
+        return self.status == "finished"
+
+    @property
+    def settings(self) -> dict[str, float]:
+        """The numeric settings of the variant, by their short names."""
+        numbers = {key: _as_number(value) for key, value in self.variant}
+        return {key: value for key, value in numbers.items() if value is not None}
+
+
+def short_name(key: str) -> str:
+    """Return the name a setting bears in tables and figures.
+
+    Example:
+        >>> short_name("prior.nu"), short_name("alternation.lambda_"), short_name("model.hidden")
+        ('prior_nu', 'lambda', 'model.hidden')
+    """
+    return _SHORT_NAMES.get(key, key)
+
+
+def variant_of(overrides: Iterable[str]) -> tuple[tuple[str, str], ...]:
+    """Return the overrides that make a method another method, sorted, under their short names.
+
+    The seed, the data set, the name, where outputs go and which experiment was chosen are left out.
+
+    Example:
+        >>> variant_of(["+embedded=mnist", "seed=3", "prior.nu=20", "hydra.run.dir=somewhere"])
+        (('prior_nu', '20'),)
+        >>> variant_of(["dataset=synthetic", "dataset.num_points=1000", "trainer.lightning.max_epochs=3"])
+        (('dataset.num_points', '1000'), ('trainer.lightning.max_epochs', '3'))
+    """
+    settings: dict[str, str] = {}
+    for override in overrides:
+        key, _, value = override.partition("=")
+        bare = key.lstrip("+~")
+        if "." not in bare and "/" not in bare and (key.startswith("+") or bare in _NOT_A_VARIANT):
+            continue
+        if bare.split(".")[0] in ("hydra", "tracking") or bare.split("/")[0] == "hydra":
+            continue
+        settings[short_name(bare)] = value
+    return tuple(sorted(settings.items()))
+
+
+def find_runs(folders: Iterable[Path | str]) -> list[Run]:
+    """Read every run below the folders, sorted by folder; a damaged ``result.json`` gives a failed run.
+
+    A folder that holds ``.hydra`` but no ``result.json`` was started and has no result yet: it is listed
+    with the status "unfinished".
+
+    Raises:
+        ValueError: a folder does not exist.
+    """
+    found: dict[Path, Run] = {}
+    for folder in map(Path, folders):
+        if not folder.is_dir():
+            raise ValueError(f"There is no folder {folder}: give folders of runs, such as multirun_outputs.")
+        for path in folder.rglob("result.json"):
+            found.setdefault(path.parent.resolve(), read_run(path))
+        for path in folder.rglob(".hydra"):
+            if (
+                path.is_dir()
+                and not (path.parent / "result.json").exists()
+                and any(path.glob("overrides.yaml"))
+            ):
+                found.setdefault(
+                    path.parent.resolve(), Run(path.parent, "unknown", "unknown", status="unfinished")
+                )
+    return [found[key] for key in sorted(found)]
+
+
+def read_run(path: Path) -> Run:
+    """Read one ``result.json``."""
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(raw, dict):
+            raise ValueError("it holds no object")
+    except (OSError, ValueError) as error:
+        message = f"result.json cannot be read: {error}"
+        return Run(path.parent, "unknown", "unknown", status="failed", error=message)
+    metrics = {key: value for key in METRICS if (value := _as_number(raw.get(key))) is not None}
+    num_points = _as_number(raw.get("num_points"))
+    return Run(
+        folder=path.parent,
+        dataset=str(raw.get("dataset") or "unknown"),
+        method=str(raw.get("name") or "deepdpm"),
+        variant=variant_of(raw.get("overrides") or ()),
+        seed=int(_as_number(raw.get("seed")) or 0),
+        status=str(raw.get("status", "failed")),
+        error=raw.get("error"),
+        data_missing=bool(raw.get("data_missing", False)),
+        metrics=metrics,
+        num_points=None if num_points is None else int(num_points),
+    )
+
+
+def read_trace(run: Run) -> tuple[list[int], list[int]]:
+    """Return the epochs and the number of clusters of ``trace.csv``; two empty lists where there is none."""
+    path = run.folder / "trace.csv"
+    epochs: list[int] = []
+    clusters: list[int] = []
+    if path.is_file():
+        with path.open(newline="", encoding="utf-8") as file:
+            for line in csv.DictReader(file):
+                epoch, count = _as_number(line.get("epoch")), _as_number(line.get("num_clusters"))
+                if epoch is not None and count is not None:
+                    epochs.append(int(epoch))
+                    clusters.append(int(count))
+    return epochs, clusters
+
+
+def _as_number(value: Any) -> float | None:
+    """Return a finite number, or None for everything else."""
+    if value is None or isinstance(value, bool):
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
