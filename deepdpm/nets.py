@@ -150,7 +150,7 @@ def _replace_values(parameter: nn.Parameter, values: Tensor) -> None:
 class ClusterNet(GrowingModule):
     """MLP from codes to logits over K clusters: `r = softmax(f(x) / temperature)`.
 
-    Source: DeepDPM, section 4.1: one hidden layer of 50 units with ReLU; here any list of hidden layers.
+    Source: DeepDPM, section 4: one hidden layer of 50 units with ReLU; here any list of hidden layers.
 
     Shapes: codes (B, D) to logits (B, K), already divided by the temperature. A state dict of another K
     resizes the output layer.
@@ -202,12 +202,12 @@ class ClusterNet(GrowingModule):
 class SubclusterNets(GrowingModule):
     """One MLP per cluster, from codes to logits over its two subclusters, as one batched set of parameters.
 
-    A point uses only the net of its own cluster z: `rsub = softmax((V_z relu(W_z x + b_z) + c_z) / temperature)`.
-    Source: DeepDPM, section 4.1.
+    A point uses only the net of its own cluster z: `rsub = softmax(V_z relu(W_z x + b_z) + c_z)`,
+    where the logits are first divided by the temperature. Source: DeepDPM, section 4.
 
-    Cost: about B D H multiplications and at most twice the memory of the parameters, whatever the sizes of the
-    clusters (see ClusterBlocks). Forward and backward on two cores at B = 4096, D = 128, H = 50, K = 500: 10 ms
-    for equal clusters, 15 ms for very unequal ones; a loop over the clusters takes 50 to 70 ms.
+    Cost: about B D H multiplications, and copies of at most twice the parameters, whatever the sizes of the
+    clusters (see ClusterBlocks). Forward and backward on two cores at B = 4096, D = 128, H = 50, K = 500:
+    10 ms for equal clusters, 15 ms for very unequal ones; a loop over the clusters takes 50 to 70 ms.
 
     Shapes: hidden_weight (K, D, H), hidden_bias (K, H), output_weight (K, H, 2), output_bias (K, 2); codes
     (B, D) and clusters (B,) to logits (B, 2). A state dict of another K resizes the parameters.
