@@ -56,8 +56,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """All rows of one data set."""
+    """All rows of one data set in one experiment; ``key`` names it in files and links."""
 
+    key: str
     dataset: str
     title: str
     true_k: int | None
@@ -85,25 +86,30 @@ def paired_p_value(first: Mapping[int, float], second: Mapping[int, float]) -> f
 
 
 def build_tables(runs: Iterable[Run], references: References) -> list[Table]:
-    """Return one table a data set: rows of runs, the best marked, then the published values."""
-    groups: dict[str, dict[tuple[str, Variant], list[Run]]] = defaultdict(lambda: defaultdict(list))
+    """Return one table for each experiment and data set: runs with the best marked, then published values."""
+    groups: dict[tuple[str, str], list[Run]] = defaultdict(list)
     for run in runs:
         if run.status != "unfinished":
-            groups[run.dataset][run.method, run.variant].append(run)
+            groups[run.experiment or "", run.dataset].append(run)
     tables = []
-    for dataset in sorted(groups, key=references.dataset_order):
-        keys = sorted(
-            groups[dataset], key=lambda key: (references.method_order(key[0]), _variant_order(key[1]))
-        )
-        rows = [
-            _row(method, variant, groups[dataset][method, variant], references) for method, variant in keys
-        ]
-        rows = _mark_best(rows)
+    for experiment, dataset in sorted(groups, key=lambda key: (key[0], references.dataset_order(key[1]))):
+        rows = _mark_best(_run_rows(groups[experiment, dataset], references))
         rows += _reference_rows(dataset, references)
-        tables.append(
-            Table(dataset, references.dataset_title(dataset), references.true_k(dataset), tuple(rows))
-        )
+        title = references.dataset_title(dataset)
+        if experiment not in ("", "embedded"):
+            title += f" · {experiment}"
+        key = f"{experiment}_{dataset}".lstrip("_")
+        tables.append(Table(key, dataset, title, references.true_k(dataset), tuple(rows)))
     return tables
+
+
+def _run_rows(runs: Iterable[Run], references: References) -> list[Row]:
+    """Return one row for each method and variant, ours first, the peers last."""
+    groups: dict[tuple[str, Variant], list[Run]] = defaultdict(list)
+    for run in runs:
+        groups[run.method, run.variant].append(run)
+    keys = sorted(groups, key=lambda key: (references.method_order(key[0]), _variant_order(key[1])))
+    return [_row(method, variant, groups[method, variant], references) for method, variant in keys]
 
 
 def variant_label(variant: Sequence[tuple[str, str]]) -> str:

@@ -39,8 +39,9 @@ _STYLE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Picture:
-    """A finished figure: a name for its file, a title, a sentence below it, the SVG text."""
+    """A finished figure: its table, a name for its file, a title, a sentence below it, the SVG text."""
 
+    table: str
     name: str
     title: str
     caption: str
@@ -83,7 +84,7 @@ def clusters_by_epoch(table: Table) -> Picture | None:
 
     left_out = len(traces) - len(shown)
     caption = "One line a seed." + (f" {left_out} further rows are not drawn." if left_out else "")
-    return _picture(f"{table.dataset}_k_by_epoch", f"{table.title}: K while training", caption, draw)
+    return _picture(table, f"{table.key}_k_by_epoch", f"{table.title}: K while training", caption, draw)
 
 
 def clusters_by_init_k(table: Table) -> Picture | None:
@@ -113,7 +114,9 @@ def clusters_by_init_k(table: Table) -> Picture | None:
         _legend(axes)
 
     caption = "Mean and range over seeds. A flat line says that the start does not matter."
-    return _picture(f"{table.dataset}_k_by_init_k", f"{table.title}: final K against init_k", caption, draw)
+    return _picture(
+        table, f"{table.key}_k_by_init_k", f"{table.title}: final K against init_k", caption, draw
+    )
 
 
 def time_by_size(table: Table) -> Picture | None:
@@ -136,7 +139,7 @@ def time_by_size(table: Table) -> Picture | None:
         _legend(axes)
 
     caption = "Fit and final prediction, without imports and loading. Mean and range over seeds."
-    return _picture(f"{table.dataset}_time_by_n", f"{table.title}: time against N", caption, draw)
+    return _picture(table, f"{table.key}_time_by_n", f"{table.title}: time against N", caption, draw)
 
 
 def heat_maps(table: Table) -> list[Picture]:
@@ -193,9 +196,9 @@ def _heat_map(
         bar = axes.figure.colorbar(colours, ax=axes, label="NMI" if metric == "nmi" else "K")
         bar.outline.set_visible(False)  # type: ignore[operator]
 
-    name = re.sub(r"[^A-Za-z0-9]+", "_", f"{table.dataset}_{method}_{pair[0]}_{pair[1]}")
+    name = re.sub(r"[^A-Za-z0-9]+", "_", f"{table.key}_{method}_{pair[0]}_{pair[1]}")
     caption = "Mean over seeds; K is the mean number of clusters. An empty cell has no finished run."
-    return _picture(name, f"{table.title}: {pair[0]} and {pair[1]} ({method})", caption, draw)
+    return _picture(table, name, f"{table.title}: {pair[0]} and {pair[1]} ({method})", caption, draw)
 
 
 def _band(axes: Axes, places: Sequence[float], values: Sequence[Sequence[float]], label: str) -> None:
@@ -218,7 +221,7 @@ def _legend(axes: Axes) -> None:
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, fontsize=9)
 
 
-def _picture(name: str, title: str, caption: str, draw: Callable[[Axes], None]) -> Picture:
+def _picture(table: Table, name: str, title: str, caption: str, draw: Callable[[Axes], None]) -> Picture:
     """Draw on a fresh figure and return it as SVG without a fixed size, so that it fits a narrow screen."""
     figure = Figure(figsize=(6.4, 4.0))
     draw(figure.subplots())
@@ -232,7 +235,7 @@ def _picture(name: str, title: str, caption: str, draw: Callable[[Axes], None]) 
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = _with_own_ids(svg, name)
-    return Picture(name, title, caption, svg)
+    return Picture(table.key, name, title, caption, svg)
 
 
 def _with_own_ids(svg: str, name: str) -> str:

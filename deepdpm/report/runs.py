@@ -29,6 +29,7 @@ class Run:
     dataset: str
     method: str
     variant: tuple[tuple[str, str], ...] = ()
+    experiment: str | None = None
     seed: int = 0
     status: str = "finished"
     error: str | None = None
@@ -81,6 +82,20 @@ def variant_of(overrides: Iterable[str]) -> tuple[tuple[str, str], ...]:
     return tuple(sorted(settings.items()))
 
 
+def experiment_of(overrides: Iterable[str]) -> str | None:
+    """Return the folder of the first named experiment among the overrides, None where there is none.
+
+    Example:
+        >>> experiment_of(["+embedded=mnist", "+published=codes", "seed=0"])
+        'embedded'
+    """
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key.startswith("+") and value and not set(key) & set("./@"):
+            return key[1:]
+    return None
+
+
 def find_runs(folders: Iterable[Path | str]) -> list[Run]:
     """Read every run below the folders, sorted by folder; a damaged ``result.json`` gives a failed run.
 
@@ -124,6 +139,7 @@ def read_run(path: Path) -> Run:
         dataset=str(raw.get("dataset") or "unknown"),
         method=str(raw.get("name") or "deepdpm"),
         variant=variant_of(raw.get("overrides") or ()),
+        experiment=experiment_of(raw.get("overrides") or ()),
         seed=int(_as_number(raw.get("seed")) or 0),
         status=str(raw.get("status", "failed")),
         error=raw.get("error"),

@@ -40,11 +40,13 @@ def number(metric: str, value: float) -> str:
 
 
 def cell_text(metric: str, cell: Cell | None, plus_minus: str = " ± ") -> str:
-    """Return mean and standard deviation as text, a dash for no value."""
+    """Return mean and standard deviation as text, a dash for no value; published values keep their digits."""
     if cell is None:
         return "–"
-    text = number(metric, cell.mean)
-    return text if cell.std is None else text + plus_minus + number(metric, cell.std)
+    numbers = [cell.mean] if cell.std is None else [cell.mean, cell.std]
+    if cell.source and metric in COMPARED and all(round(value, 2) == value for value in numbers):
+        return plus_minus.join(f"{value:.2f}" for value in numbers)
+    return plus_minus.join(number(metric, value) for value in numbers)
 
 
 def runs_text(row: Row) -> str:
@@ -103,7 +105,7 @@ def _markdown_cell(metric: str, row: Row) -> str:
 def comma_separated(tables: Sequence[Table]) -> str:
     """Return all rows as one CSV file: a line a method, columns for mean, std and p of each metric."""
     buffer = io.StringIO()
-    header = ["dataset", "method", "variant", "kind", "finished", "total", "status"]
+    header = ["table", "dataset", "method", "variant", "kind", "finished", "total", "status"]
     header += [f"{metric}_{what}" for metric in METRICS for what in ("mean", "std")]
     header += [f"{metric}_p" for metric in COMPARED] + ["unverified"]
     writer = csv.writer(buffer, lineterminator="\n")
@@ -111,7 +113,7 @@ def comma_separated(tables: Sequence[Table]) -> str:
     for table in tables:
         for row in table.rows:
             kind = "reference" if row.reference else "run"
-            line: list[object] = [table.dataset, row.method, variant_label(row.variant), kind]
+            line: list[object] = [table.key, table.dataset, row.method, variant_label(row.variant), kind]
             line += ["", "", ""] if row.reference else [row.finished, row.total, row.status]
             for metric in METRICS:
                 cell = row.cells.get(metric)

@@ -58,9 +58,7 @@ def html(
     context: dict[str, Any] = {
         "title": title,
         "tables": tables,
-        "pictures": {
-            table.dataset: [p for p in pictures if p.title.startswith(f"{table.title}:")] for table in tables
-        },
+        "pictures": {table.key: [p for p in pictures if p.table == table.key] for table in tables},
         "problems": problems(runs),
         "sources": [references.sources[key] for key in references.sources if key in sources],
         "num_runs": len(runs),
