@@ -1,7 +1,7 @@
 """The losses of the cluster net and of the subcluster nets, as pure functions of tensors.
 
-No tensor of shape (B, K, D) is made. Squared distances are expanded into a matrix product in float64 about the
-mean of the centres, so codes far from the origin, or of any scale, lose nothing.
+No tensor of shape (B, K, D) is made. Squared distances are expanded into a matrix product in float64 about
+the mean of the centres, so codes far from the origin, or of any scale, lose nothing.
 
 Legend: B points of a batch, D dimensions, K clusters; a final 2 is the two subclusters of a cluster.
 """
@@ -19,9 +19,9 @@ def kl_loss(log_r_BK: Tensor, target_BK: Tensor, eps: float = 1e-5) -> Tensor:
     """Mean divergence of the net's responsibilities from their target, both smoothed.
 
     `mean_i KL(t_i || r_i)` with `t = (target + eps) / sum_k (target + eps)` and the same for r = exp(log_r).
-    Source: DeepDPM, section 4; the direction and the smoothing are those of the authors' code ("KL_GMM_2"), and
-    the paper writes the divergence the other way round. With two columns it is the KL loss of the subclusters,
-    whose target is the softmax of `subcluster_log_joint`.
+    Source: DeepDPM, section 4; the direction and the smoothing are those of the authors' code ("KL_GMM_2"),
+    and the paper writes the divergence the other way round. With two columns it is the KL loss of the
+    subclusters, whose target is the softmax of `subcluster_log_joint`.
 
     Shapes: log_r (B, K) log probabilities, target (B, K) probabilities, to a scalar.
 
@@ -117,8 +117,8 @@ def subcluster_log_joint(
     """Log of weight times density of each point under the two Gaussians of its own cluster.
 
     `log_scale_kj - ||L_kj^-1 (x - mu_kj)||^2 / 2`, where the whitener L^-1 is the inverse of the covariance's
-    lower Cholesky factor and `log_scale = log weight + log|L^-1| - (D / 2) log(2 pi)`. Its softmax over j is the
-    target of the subclusters' KL loss. One batched matrix product over blocks of points that share a cluster.
+    lower Cholesky factor and `log_scale = log weight + log|L^-1| - (D / 2) log(2 pi)`. Its softmax over j is
+    the target of the subclusters' KL loss. One batched matrix product over blocks of points of one cluster.
 
     Shapes: x (B, D), z (B,), means (K, 2, D), whiteners (K, 2, D, D), log_scales (K, 2), to (B, 2).
 
