@@ -85,7 +85,7 @@ def renew_rows(
 ) -> None:
     """Give the rows of split or merged clusters, copies of their parent's after `grow`, their new values.
 
-    "same" keeps the copies (so a merge takes the row of the parent in the index, the likelier), "same_w_noise"
+    "same" keeps the copies (so a merge takes the likelier parent's row if the index names it), "same_w_noise"
     adds normal noise to them, "random" draws them as at the start. Source: the authors' options
     `init_new_weights`, `split_init_weights_sub`, `merge_init_weights_sub`.
 

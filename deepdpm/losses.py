@@ -133,11 +133,10 @@ def subcluster_log_joint(
     centres_KD = means_K2D.double().mean(1)
     local_means_K2D = means_K2D.double() - centres_KD.unsqueeze(1)
     local_x_BD = (x_BD.double() - centres_KD.index_select(0, z_B)).to(x_BD.dtype)
-    offset_K2D = torch.einsum("kjde,kje->kjd", whiteners_K2DD.double(), local_means_K2D)
-    weight_KDE = whiteners_K2DD.to(x_BD.dtype).reshape(K, SUBCLUSTERS * D, D).mT
-    offset_K1E = offset_K2D.to(x_BD.dtype).reshape(K, 1, SUBCLUSTERS * D)
-    white_MTE = torch.baddbmm(
-        -blocks.parameters(offset_K1E), blocks.scatter(local_x_BD), blocks.parameters(weight_KDE)
-    )
+    whiteners_K2DD = whiteners_K2DD.to(x_BD.dtype)
+    offset_K2D = (whiteners_K2DD @ local_means_K2D.to(x_BD.dtype).unsqueeze(3)).squeeze(3)
+    weight_MED = blocks.parameters(whiteners_K2DD.reshape(K, SUBCLUSTERS * D, D))
+    offset_K1E = offset_K2D.reshape(K, 1, SUBCLUSTERS * D)
+    white_MTE = torch.baddbmm(-blocks.parameters(offset_K1E), blocks.scatter(local_x_BD), weight_MED.mT)
     distance_BE = blocks.collect(white_MTE).square().unflatten(1, (SUBCLUSTERS, D))
     return log_scales_K2.to(x_BD.dtype).index_select(0, z_B) - 0.5 * distance_BE.sum(2)
