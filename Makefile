@@ -1,0 +1,52 @@
+# Each target is explained by the text behind its two hashes; `make help` prints them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+EXTRAS := dev,sweeps,export,embed
+INSTALLED := $(VENV)/installed
+ARGS ?=
+# As many test processes as cores, one BLAS thread each: more threads than cores make every test slower.
+WORKERS ?= auto
+
+.DEFAULT_GOAL := help
+.PHONY: help install train test lint typecheck format wheel clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# The first interpreter that is Python 3.11 to 3.13: the one named by PYTHON, then the usual names.
+$(BIN)/python:
+	@set -e; for candidate in $(PYTHON) python3.13 python3.12 python3.11; do \
+	  if "$$candidate" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; \
+	  then echo "using $$("$$candidate" --version) for $(VENV)"; exec "$$candidate" -m venv $(VENV); fi; done; \
+	echo "make: no Python 3.11, 3.12 or 3.13 with venv found; install one, or say make PYTHON=/path/to/python3.12" >&2; exit 1
+
+$(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	@touch $@
+
+install: $(INSTALLED) ## build .venv and install the project with its tools
+
+train: install ## install, then cluster the digits without a K (ARGS adds overrides)
+	$(BIN)/deepdpm-train $(ARGS)
+
+test: install ## install, then run all tests (ARGS='tests/test_x.py -x' picks)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+
+lint: install ## check style and formatting with ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+typecheck: install ## check types with mypy
+	$(BIN)/mypy
+
+format: install ## let ruff order imports and lay out the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+wheel: install ## build the wheel into dist/
+	$(BIN)/python -m build --wheel
+
+clean: ## remove .venv and everything built, not the runs
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
