@@ -148,8 +148,8 @@ class DBSCANPeer:
     """DBSCAN (scikit-learn's); points of no dense region are noise.
 
     Attributes:
-        eps: radius of a neighbourhood; None takes it from the data: the 90 % quantile of the distance of a point
-            to its `min_samples`-th neighbour, so that nine points of ten are dense.
+        eps: radius of a neighbourhood; None takes it from the data: the 90 % quantile of the distance of
+            a point to its `min_samples`-th neighbour, so that nine points of ten are dense.
         min_samples: points that make a neighbourhood dense; None takes 2 D (Sander et al., 1998), at least 4.
     """
 

@@ -34,7 +34,8 @@ def test_separated_clusters_are_found(peer: Peer, blobs) -> None:
     clear_N = fit.labels_N >= 0
     assert clear_N.mean() > 0.85
     assert adjusted_rand_score(labels_N[clear_N], fit.labels_N[clear_N]) > 0.95
-    assert fit.confidence_N.min() >= 0 and fit.confidence_N.max() <= 1 + 1e-6
+    assert fit.confidence_N.min() >= 0
+    assert fit.confidence_N.max() <= 1 + 1e-6
 
 
 @pytest.mark.parametrize("peer", PEERS, ids=lambda peer: type(peer).__name__)

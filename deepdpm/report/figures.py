@@ -96,7 +96,7 @@ def clusters_by_init_k(table: Table) -> Picture | None:
         for run in row.runs:
             if run.finished and "init_k" in run.settings:
                 points[row.method][run.settings["init_k"]].append(run)
-    points = {method: found for method, found in points.items() if len(found) > 1}  # type: ignore[assignment]
+    points = {method: found for method, found in points.items() if len(found) > 1}
     if not points:
         return None
 
@@ -127,7 +127,7 @@ def time_by_size(table: Table) -> Picture | None:
             size = run.settings.get("dataset.num_points", run.num_points)
             if run.finished and size and "seconds" in run.metrics:
                 points[row.title.split(" (dataset.")[0]][float(size)].append(run.metrics["seconds"])
-    points = {title: found for title, found in points.items() if len(found) > 1}  # type: ignore[assignment]
+    points = {title: found for title, found in points.items() if len(found) > 1}
     if not points:
         return None
 
@@ -194,7 +194,7 @@ def _heat_map(
         axes.set_yticks(np.arange(len(lines)) + 0.5, [f"{value:g}" for value in lines])
         axes.set(xlabel=pair[0], ylabel=pair[1])
         bar = axes.figure.colorbar(colours, ax=axes, label="NMI" if metric == "nmi" else "K")
-        bar.outline.set_visible(False)  # type: ignore[operator]
+        bar.outline.set_visible(False)
 
     name = re.sub(r"[^A-Za-z0-9]+", "_", f"{table.key}_{method}_{pair[0]}_{pair[1]}")
     caption = "Mean over seeds; K is the mean number of clusters. An empty cell has no finished run."

@@ -28,7 +28,8 @@ def table(make_run, tmp_path: Path):
 def test_mean_and_std_are_numpys(table) -> None:
     cell = table.rows[0].cells["nmi"]
     assert (table.rows[0].method, table.rows[1].method) == ("deepdpm", "kmeans")
-    assert cell.mean == pytest.approx(np.mean(OURS)) and cell.std == pytest.approx(np.std(OURS, ddof=1))
+    assert cell.mean == pytest.approx(np.mean(OURS))
+    assert cell.std == pytest.approx(np.std(OURS, ddof=1))
     assert cell.count == 4
 
 
@@ -39,14 +40,18 @@ def test_failed_runs_are_counted_and_not_averaged(table) -> None:
 
 def test_the_best_is_marked_and_the_other_tested(table) -> None:
     ours, peer = table.rows[0].cells["nmi"], table.rows[1].cells["nmi"]
-    assert ours.best and ours.p_value is None and not peer.best
+    assert ours.best
+    assert ours.p_value is None
+    assert not peer.best
     assert peer.p_value == pytest.approx(stats.ttest_rel(OURS, PEER).pvalue)
     assert peer.tied == (peer.p_value >= 0.05)
 
 
 def test_the_literature_stands_below_with_its_source(table) -> None:
     (paper,) = [row for row in table.rows if row.title == "DeepDPM, paper"]
-    assert paper.reference and paper.cells["acc"].mean == 0.89 and paper.cells["acc"].source
+    assert paper.reference
+    assert paper.cells["acc"].mean == 0.89
+    assert paper.cells["acc"].source
     assert not any(cell.best for row in table.rows if row.reference for cell in row.cells.values())
 
 
@@ -71,7 +76,8 @@ def test_a_seed_run_twice_counts_once(make_run, tmp_path: Path) -> None:
 def test_only_missing_data_makes_a_data_missing_row(make_run, tmp_path: Path) -> None:
     make_run("a", status="failed", data_missing=True, dataset="stl10", nmi=None)
     (table,) = build_tables(find_runs([tmp_path]), load_references())
-    assert table.rows[0].status == "data missing" and table.rows[0].finished == 0
+    assert table.rows[0].status == "data missing"
+    assert table.rows[0].finished == 0
 
 
 def test_no_test_without_two_common_seeds() -> None:
@@ -88,5 +94,6 @@ def test_equal_differences_have_no_variance() -> None:
 def test_the_paired_test_is_symmetric_and_a_probability(pairs: list[tuple[float, float]]) -> None:
     first, second = dict(enumerate(p[0] for p in pairs)), dict(enumerate(p[1] for p in pairs))
     p_value = paired_p_value(first, second)
-    assert p_value is not None and 0 <= p_value <= 1
+    assert p_value is not None
+    assert 0 <= p_value <= 1
     assert p_value == pytest.approx(paired_p_value(second, first))

@@ -17,20 +17,24 @@ def test_runs_are_found_in_any_depth_and_once(make_run, tmp_path: Path) -> None:
 def test_a_damaged_result_is_a_failed_run(tmp_path: Path) -> None:
     (tmp_path / "result.json").write_text('{"status": "finis', encoding="utf-8")
     (run,) = find_runs([tmp_path])
-    assert run.status == "failed" and "cannot be read" in str(run.error)
+    assert run.status == "failed"
+    assert "cannot be read" in str(run.error)
 
 
 def test_a_folder_without_a_result_is_unfinished(tmp_path: Path) -> None:
     (tmp_path / "job" / ".hydra").mkdir(parents=True)
     (tmp_path / "job" / ".hydra" / "overrides.yaml").write_text("[]", encoding="utf-8")
     (run,) = find_runs([tmp_path])
-    assert run.status == "unfinished" and not run.finished
+    assert run.status == "unfinished"
+    assert not run.finished
 
 
 def test_nan_and_null_metrics_are_left_out(make_run, tmp_path: Path) -> None:
     make_run("a", nmi=float("nan"), ari=None)
     (run,) = find_runs([tmp_path])
-    assert "nmi" not in run.metrics and "ari" not in run.metrics and run.metrics["acc"] == 0.9
+    assert "nmi" not in run.metrics
+    assert "ari" not in run.metrics
+    assert run.metrics["acc"] == 0.9
 
 
 def test_a_missing_folder_is_one_sentence(tmp_path: Path) -> None:
