@@ -7,12 +7,14 @@ INSTALLED := $(VENV)/installed
 ARGS ?=
 # As many test processes as cores, one BLAS thread each: more threads than cores make every test slower.
 WORKERS ?= auto
+SEEDS ?= 3
+JOBS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test lint typecheck format wheel clean
+.PHONY: help install train test report lint typecheck format wheel clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9%-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # The first interpreter that is Python 3.11 to 3.13: the one named by PYTHON, then the usual names.
 $(BIN)/python:
@@ -32,6 +34,12 @@ train: install ## install, then cluster the digits without a K (ARGS adds overri
 
 test: install ## install, then run all tests (ARGS='tests/test_x.py -x' picks)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+
+table-%: install ## run what is missing of a table: make table-embedded SEEDS=10 (JOBS at a time, ARGS adds options)
+	$(BIN)/deepdpm-table $* --seeds $(SEEDS) --jobs $(JOBS) $(ARGS)
+
+report: install ## write the report of all runs below multirun_outputs/
+	$(BIN)/deepdpm-report $(ARGS)
 
 lint: install ## check style and formatting with ruff
 	$(BIN)/ruff check .
