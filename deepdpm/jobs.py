@@ -1,0 +1,80 @@
+"""One folder, one run: a lock that ends with its process, and what an earlier run left behind."""
+
+import json
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+_LOCK = ".lock"
+log = logging.getLogger(__name__)
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """Return the `result.json` of a folder, None where there is none or it cannot be read."""
+    try:
+        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return result if isinstance(result, dict) else None
+
+
+def finished_result(folder: Path, config_hash: str) -> dict[str, Any] | None:
+    """Return the result of a run of exactly these settings that came to its end in the folder, or None.
+
+    Example:
+        >>> finished_result(Path("no/such/folder"), "00ff") is None
+        True
+    """
+    result = read_result(folder)
+    if result is None or result.get("status") != "finished" or result.get("config_hash") != config_hash:
+        return None
+    return result
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Hold a folder for this process; a second process waits until the first one ends, however it ends.
+
+    The kernel holds the lock (`flock`), so that a killed process leaves none behind. The helper processes of
+    distributed training belong to the run that holds the lock, and don't ask for it.
+    """
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / _LOCK)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        log.warning("Another process runs the job in %s: waiting for it.", folder)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def in_progress(folder: Path) -> bool:
+    """Return whether another process holds the folder now."""
+    if not (folder / _LOCK).exists():
+        return False
+    lock = FileLock(folder / _LOCK)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        return True
+    lock.release()
+    return False
+
+
+def write_result(folder: Path, result: dict[str, Any]) -> None:
+    """Write `result.json` whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".result.json.{os.getpid()}"
+    temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, folder / "result.json")
