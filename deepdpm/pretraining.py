@@ -1,0 +1,91 @@
+"""Pretraining an autoencoder by reconstruction, as a Lightning module, and encoding with it.
+
+Legend: N points, D dimensions of an input row, L dimensions of a code, B points in a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.core.optimizer import LightningOptimizer
+from torch import Tensor
+
+from deepdpm.autoencoder import Autoencoder, FeaturesSettings, build_autoencoder, denoising_loss
+
+
+class Pretraining(pl.LightningModule):
+    """Train an autoencoder to reconstruct rows, with or without noise on them.
+
+    Batches are pairs of rows (B, D) and their numbers (B,). The noise is a pure function of seed, epoch and
+    batch, so that a resumed training sees the noise that an uninterrupted one would have seen.
+    """
+
+    def __init__(
+        self,
+        features: FeaturesSettings | Mapping[str, Any],
+        num_dims: int,
+        image_shape: Sequence[int] | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        plain = asdict(features) if isinstance(features, FeaturesSettings) else dict(features)
+        plain["hidden_dims"] = list(plain["hidden_dims"])
+        shape = None if image_shape is None else [int(length) for length in image_shape]
+        self.save_hyperparameters(
+            {"features": plain, "num_dims": num_dims, "image_shape": shape, "seed": seed}
+        )
+        self.features = FeaturesSettings(**plain)
+        self.seed = seed
+        # Manual, since automatic optimization cannot leave out a batch without a warning.
+        self.automatic_optimization = False
+        self.autoencoder = build_autoencoder(self.features, num_dims, shape)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
+        """Take one step down the summed squared error of a batch, and log its mean per point.
+
+        A last batch of a single row is left out: it has no variance for the batch normalisation.
+        """
+        x_BD, _ = batch
+        if len(x_BD) < 2:
+            return
+        words = np.random.SeedSequence([self.seed, self.current_epoch, batch_index]).generate_state(1)
+        generator = torch.Generator().manual_seed(int(words[0]))
+        loss = denoising_loss(self.autoencoder, x_BD, self.features.noise, generator)
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, LightningOptimizer)
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        optimizer.step()
+        mean = loss.detach() / len(x_BD)
+        self.log(
+            "reconstruction_loss", mean, prog_bar=True, on_step=False, on_epoch=True, batch_size=len(x_BD)
+        )
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Give Adam over all layers."""
+        return torch.optim.Adam(
+            self.autoencoder.parameters(),
+            lr=self.features.pretrain_lr,
+            weight_decay=self.features.weight_decay,
+        )
+
+
+@torch.inference_mode()
+def encode_rows(model: Autoencoder, x_ND: Tensor, batch_size: int = 8192) -> Tensor:
+    """Give the codes (N, L) of rows (N, D) with the batch normalisation frozen, on the CPU.
+
+    >>> from deepdpm.autoencoder import DenseAutoencoder
+    >>> encode_rows(DenseAutoencoder(4, (3,), 2), torch.zeros(5, 4)).shape
+    torch.Size([5, 2])
+    """
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    codes = [model.encode(x_BD.to(device)).cpu() for x_BD in x_ND.split(batch_size)]
+    model.train(was_training)
+    return torch.cat(codes)
