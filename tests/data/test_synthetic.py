@@ -1,0 +1,105 @@
+"""Synthetic points have the moments they were drawn from."""
+
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+from deepdpm.data.digits import Digits
+from deepdpm.data.synthetic import Gaussians, SyntheticGrid, draw_gaussians
+
+
+def test_drawn_points_have_the_given_means_and_covariances() -> None:
+    generator = torch.Generator().manual_seed(0)
+    means_KD = torch.tensor([[0.0, 5.0], [-3.0, 1.0]])
+    factors_KDD = torch.tensor([[[1.0, 0.0], [2.0, 0.5]], [[0.3, -0.4], [0.0, 1.0]]])
+    labels_N = torch.arange(2).repeat(50_000)
+    x_ND = draw_gaussians(labels_N, means_KD, factors_KDD, generator)
+    for k in range(2):
+        points = x_ND[labels_N == k]
+        torch.testing.assert_close(points.mean(0), means_KD[k], atol=0.05, rtol=0)
+        torch.testing.assert_close(points.T.cov(), factors_KDD[k] @ factors_KDD[k].T, atol=0.1, rtol=0)
+
+
+def test_the_grid_is_the_published_one() -> None:
+    data = SyntheticGrid(num_points=60_000, seed=4).load().train
+    assert data.labels is not None
+    counts = data.labels.bincount()
+    assert len(counts) == 15
+    assert ((counts / 60_000 - 1 / 15).abs() < 0.006).all()
+    means = torch.stack([data.x[data.labels == k].mean(0) for k in range(15)])
+    grid = torch.tensor([[x, y] for x in (-5.0, 0.0, 5.0) for y in (-5.0, -3.0, 0.0, 3.0, 5.0)])
+    torch.testing.assert_close(means, grid, atol=0.06, rtol=0)
+    # A = 0.5 I + (0.5 U - 0.3): diagonal in (0.2, 0.7), the rest in (-0.3, 0.2); so a variance is below 0.58.
+    variances = torch.stack([data.x[data.labels == k].var(0) for k in range(15)])
+    assert variances.max() < 0.62
+    assert variances.min() > 0.03
+
+
+@pytest.mark.parametrize("source", [SyntheticGrid(num_points=500), Gaussians(num_points=500)])
+def test_the_same_seed_gives_the_same_points_and_no_trace(source: SyntheticGrid | Gaussians) -> None:
+    state = torch.random.get_rng_state()
+    first, second = source.load(), source.load()
+    assert torch.equal(first.train.x, second.train.x)
+    assert torch.equal(state, torch.random.get_rng_state())
+    other = type(source)(num_points=500, seed=1).load()
+    assert not torch.equal(first.train.x, other.train.x)
+
+
+@pytest.mark.parametrize("covariance", ["spherical", "diagonal", "full"])
+def test_gaussians_keep_their_settings(covariance: str) -> None:
+    source = Gaussians(
+        num_points=40_000,
+        num_dims=3,
+        num_clusters=4,
+        separation=6.0,
+        spread=0.1,
+        covariance=covariance,
+        seed=2,
+    )
+    data = source.load().train
+    assert data.labels is not None
+    means = torch.stack([data.x[data.labels == k].mean(0) for k in range(4)])
+    assert torch.pdist(means).min().item() == pytest.approx(0.6, rel=0.05)
+    correlated, stretched = 0.0, 1.0
+    for k in range(4):
+        covariance_DD = data.x[data.labels == k].T.cov()
+        assert covariance_DD.trace().item() / 3 == pytest.approx(0.01, rel=0.05)
+        variance_D = covariance_DD.diag()
+        correlation_DD = covariance_DD / torch.outer(variance_D, variance_D).sqrt()
+        correlated = max(correlated, (correlation_DD - torch.eye(3)).abs().max().item())
+        stretched = max(stretched, (variance_D.max() / variance_D.min()).item())
+    assert (correlated > 0.1) == (covariance == "full")
+    assert (stretched > 1.3) == (covariance != "spherical")
+
+
+def test_weights_are_equal_or_drawn() -> None:
+    equal = Gaussians(num_points=20_000, num_clusters=5).load().train.labels
+    drawn = Gaussians(num_points=20_000, num_clusters=5, weight_concentration=0.5).load().train.labels
+    assert equal is not None
+    assert drawn is not None
+    assert (equal.bincount() / 20_000 - 0.2).abs().max() < 0.02
+    assert drawn.bincount().max() / 20_000 > 0.3
+
+
+def test_one_cluster_and_more_dimensions_than_points_are_no_error() -> None:
+    assert Gaussians(num_points=5, num_dims=40, num_clusters=1).load().train.x.shape == (5, 40)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("num_points", 1), ("num_dims", 0), ("num_clusters", 0), ("separation", -1.0), ("spread", 0.0),
+        ("weight_concentration", 0.0), ("covariance", "round"), ("seed", -1),
+    ],
+)  # fmt: skip
+def test_settings_out_of_range_are_named(setting: str, value: object) -> None:
+    with pytest.raises(ValueError, match=rf"dataset\.{setting} is {value}"):
+        Gaussians(**{setting: value}).load()
+
+
+def test_digits_are_those_of_scikit_learn() -> None:
+    data, (x_ND, labels_N) = Digits().load(), load_digits(return_X_y=True)
+    assert data.train.labels is not None
+    assert (data.train.x.numpy() == x_ND).all()
+    assert (data.train.labels.numpy() == labels_N).all()
+    assert data.class_names == tuple("0123456789")
