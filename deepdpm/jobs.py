@@ -1,6 +1,5 @@
 """One folder, one run: a lock that ends with its process, and what an earlier run left behind."""
 
-import json
 import logging
 import os
 from collections.abc import Iterator
@@ -10,17 +9,15 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from deepdpm.results import read_json, write_json
+
 _LOCK = ".lock"
 log = logging.getLogger(__name__)
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
     """Return the `result.json` of a folder, None where there is none or it cannot be read."""
-    try:
-        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return result if isinstance(result, dict) else None
+    return read_json(folder / "result.json")
 
 
 def finished_result(folder: Path, config_hash: str) -> dict[str, Any] | None:
@@ -74,7 +71,4 @@ def in_progress(folder: Path) -> bool:
 
 def write_result(folder: Path, result: dict[str, Any]) -> None:
     """Write `result.json` whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".result.json.{os.getpid()}"
-    temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, folder / "result.json")
+    write_json(folder / "result.json", result)

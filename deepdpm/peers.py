@@ -47,6 +47,10 @@ class Peer(Protocol):
 
     deterministic: bool
 
+    @property
+    def name(self) -> str:
+        """How results and reports call the method."""
+
     def fit(self, x_ND: Floats, num_classes: int | None, seed: int) -> PeerFit:
         """Cluster the points; `num_classes` is the number of classes, None without labels."""
 
@@ -56,6 +60,7 @@ class KMeansPeer:
     """K-means with K given (scikit-learn's, k-means++ starts).
 
     Attributes:
+        name: how results and reports call the method.
         num_clusters: K; None takes the number of classes.
         num_starts: the best of so many starts is kept.
 
@@ -65,6 +70,7 @@ class KMeansPeer:
         2
     """
 
+    name: str = "kmeans"
     num_clusters: int | None = None
     num_starts: int = 10
     deterministic = False
@@ -89,10 +95,12 @@ class GaussianMixturePeer:
     """Gaussian mixture with full covariances and K given, by expectation maximization (scikit-learn's).
 
     Attributes:
+        name: how results and reports call the method.
         num_clusters: K; None takes the number of classes.
         max_iterations: limit of expectation maximization.
     """
 
+    name: str = "gmm"
     num_clusters: int | None = None
     max_iterations: int = 200
     deterministic = False
@@ -116,11 +124,13 @@ class DirichletProcessPeer:
     """Dirichlet-process Gaussian mixture by variational inference (scikit-learn's BayesianGaussianMixture).
 
     Attributes:
+        name: how results and reports call the method.
         max_components: where the process is cut off.
         concentration: weight concentration; None takes scikit-learn's 1 / max_components.
         max_iterations: limit of the variational updates.
     """
 
+    name: str = "dp_mixture"
     max_components: int = 30
     concentration: float | None = None
     max_iterations: int = 500
@@ -148,11 +158,13 @@ class DBSCANPeer:
     """DBSCAN (scikit-learn's); points of no dense region are noise.
 
     Attributes:
+        name: how results and reports call the method.
         eps: radius of a neighbourhood; None takes it from the data: the 90 % quantile of the distance of
             a point to its `min_samples`-th neighbour, so that nine points of ten are dense.
         min_samples: points that make a neighbourhood dense; None takes 2 D (Sander et al., 1998), at least 4.
     """
 
+    name: str = "dbscan"
     eps: float | None = None
     min_samples: int | None = None
     deterministic = True
@@ -177,10 +189,12 @@ class HDBSCANPeer:
     """HDBSCAN (scikit-learn's); points of no stable cluster are noise.
 
     Attributes:
+        name: how results and reports call the method.
         min_cluster_size: the smallest cluster, in points; None takes one point of a hundred, at least 5.
         min_samples: points that make a neighbourhood dense.
     """
 
+    name: str = "hdbscan"
     min_cluster_size: int | None = None
     min_samples: int = 10
     deterministic = True

@@ -10,7 +10,7 @@ from deepdpm.peers import DBSCANPeer, DirichletProcessPeer, GaussianMixturePeer,
 PEERS: list[Peer] = [
     KMeansPeer(),
     GaussianMixturePeer(),
-    DirichletProcessPeer(10),
+    DirichletProcessPeer(max_components=10),
     DBSCANPeer(),
     HDBSCANPeer(),
 ]
@@ -76,7 +76,7 @@ def test_k_must_be_known(blobs) -> None:
     with pytest.raises(ValueError, match=r"peer\.num_clusters is not set"):
         KMeansPeer().fit(x_ND, None, seed=0)
     with pytest.raises(ValueError, match=r"peer\.num_clusters is 700"):
-        GaussianMixturePeer(700).fit(x_ND, None, seed=0)
+        GaussianMixturePeer(num_clusters=700).fit(x_ND, None, seed=0)
 
 
 def test_settings_are_checked() -> None:

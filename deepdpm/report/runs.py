@@ -76,7 +76,11 @@ def variant_of(overrides: Iterable[str]) -> tuple[tuple[str, str], ...]:
         bare = key.lstrip("+~")
         if "." not in bare and "/" not in bare and (key.startswith("+") or bare in _NOT_A_VARIANT):
             continue
-        if bare.split(".")[0] in ("hydra", "tracking") or bare.split("/")[0] == "hydra":
+        if (
+            bare == "dataset.imbalanced"
+            or bare.split(".")[0] in ("hydra", "tracking")
+            or bare.split("/")[0] == "hydra"
+        ):
             continue
         settings[short_name(bare)] = value
     return tuple(sorted(settings.items()))
