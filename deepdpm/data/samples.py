@@ -166,7 +166,7 @@ def _float32(x: Any, what: str) -> Tensor:
     # A value beyond float32's range becomes infinite, and is then named with its row.
     with np.errstate(over="ignore"):
         array = np.asarray(array, dtype=np.float32, order="C")
-    return torch.from_numpy(array if array.flags.writeable else array.copy())
+    return torch.from_numpy(array)
 
 
 def _numeric(values: Any, what: str) -> Tensor | np.ndarray:
@@ -185,7 +185,8 @@ def _numeric(values: Any, what: str) -> Tensor | np.ndarray:
     if array.dtype.kind not in "biuf":
         kind = "text" if array.dtype.kind in "US" else f"values of type {array.dtype}"
         raise ValueError(f"{what} holds {kind} where numbers belong: give numbers only.")
-    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+    native = array.dtype.newbyteorder("=")
+    return array.astype(native, copy=not array.flags.writeable)
 
 
 def _refuse_nonfinite(x_ND: Tensor, what: str) -> None:
