@@ -1,0 +1,123 @@
+"""A Gaussian mixture: densities, responsibilities and the M-step.
+
+Legend: N points, D dimensions, K components.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from deepdpm.linalg import cholesky
+from deepdpm.priors import NormalPrior
+from deepdpm.stats import SufficientStats
+
+_CHUNK_ELEMENTS = 16_000_000
+
+
+@dataclass(frozen=True)
+class Whitening:
+    """What densities need of a mixture: whiteners `L^-1` of the covariances `L L^T`, in float64.
+
+    Shapes: inverse_KDD (K, D, D), lower triangular; log_scale_K (K,) is
+    `log weight + log |L^-1| - (D / 2) log(2 pi)`.
+    """
+
+    inverse_KDD: Tensor
+    log_scale_K: Tensor
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Weights, means and covariances of K Gaussians; the factors of the covariances are computed once.
+
+    Shapes: weights_K (K,), means_KD (K, D), covariances_KDD (K, D, D).
+
+    >>> mixture = Mixture(torch.ones(1), torch.zeros(1, 2), torch.eye(2)[None])
+    >>> round(mixture.log_prob(torch.zeros(1, 2)).item(), 4)
+    -1.8379
+    """
+
+    weights_K: Tensor
+    means_KD: Tensor
+    covariances_KDD: Tensor
+
+    @classmethod
+    def m_step(cls, prior: NormalPrior, stats: SufficientStats) -> Mixture:
+        """The MAP mixture given the statistics of K weighted sets (paper, section 4.2).
+
+        >>> from deepdpm.priors import NIW
+        >>> prior = NIW(torch.zeros(1).double(), 1.0, 3.0, torch.eye(1).double(), dirichlet_count=0.0)
+        >>> stats = SufficientStats.from_labels(torch.tensor([[2.0], [4.0]]), torch.tensor([0, 0]), 1)
+        >>> Mixture.m_step(prior, stats).means_KD.item()
+        2.0
+        """
+        means_KD, covariances_KDD = prior.map_estimate(stats)
+        return cls(prior.weights_K(stats.count_K), means_KD, covariances_KDD)
+
+    @property
+    def num_components(self) -> int:
+        """K."""
+        return self.weights_K.numel()
+
+    def __getitem__(self, index: Tensor | slice) -> Mixture:
+        """Some of the components, with their weights as they are."""
+        return Mixture(self.weights_K[index], self.means_KD[index], self.covariances_KDD[index])
+
+    @cached_property
+    def whitening(self) -> Whitening:
+        """The factors, on first use.
+
+        Raises:
+            NotPositiveDefiniteError: a covariance that no jitter helps.
+        """
+        factor_KDD = cholesky(self.covariances_KDD.double())
+        num_dims = factor_KDD.shape[-1]
+        eye_DD = torch.eye(num_dims, dtype=factor_KDD.dtype, device=factor_KDD.device)
+        inverse_KDD = torch.linalg.solve_triangular(factor_KDD, eye_DD.expand_as(factor_KDD), upper=False)
+        log_det_K = inverse_KDD.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        log_weight_K = self.weights_K.double().clamp_min(torch.finfo(torch.float64).tiny).log()
+        return Whitening(inverse_KDD, log_weight_K + log_det_K - 0.5 * num_dims * math.log(2 * math.pi))
+
+    @cached_property
+    def _product(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        # Float32 carries the product; what it multiplies is centred among the means first, with one centre
+        # that is itself a float32, so that codes far from the origin keep their digits.
+        centre_D = self.means_KD.double().mean(0).float()
+        inverse_KDD = self.whitening.inverse_KDD
+        offset_KD = (inverse_KDD @ (self.means_KD.double() - centre_D.double())[:, :, None]).flatten()
+        num_dims = centre_D.numel()
+        stacked_DE = inverse_KDD.reshape(-1, num_dims).float().T.contiguous()
+        return centre_D, stacked_DE, -offset_KD.float(), self.whitening.log_scale_K.float()
+
+    def log_joint_NK(self, x_ND: Tensor) -> Tensor:
+        """`log (weight_k N(x_i; mu_k, Sigma_k))` (N, K) of codes (N, D), in float32.
+
+        One matrix product against the K stacked whiteners, in chunks of bounded memory.
+        """
+        centre_D, stacked_DE, offset_E, log_scale_K = self._product
+        num_clusters, num_dims = self.means_KD.shape
+        out_NK = torch.empty(x_ND.shape[0], num_clusters, dtype=torch.float32, device=x_ND.device)
+        step = max(1, _CHUNK_ELEMENTS // (num_clusters * num_dims))
+        for start in range(0, x_ND.shape[0], step):
+            x_BD = (x_ND[start : start + step] - centre_D).float()
+            white_BKD = torch.addmm(offset_E, x_BD, stacked_DE).view(-1, num_clusters, num_dims)
+            out_NK[start : start + step] = log_scale_K - 0.5 * white_BKD.square().sum(2)
+        return out_NK
+
+    def log_prob(self, x_ND: Tensor) -> Tensor:
+        """Log density (N,) of codes (N, D)."""
+        return self.log_joint_NK(x_ND).logsumexp(1)
+
+    def responsibilities_NK(self, x_ND: Tensor) -> Tensor:
+        """Posterior probabilities of the components (N, K): the E-step.
+
+        >>> mixture = Mixture(torch.ones(2) / 2, torch.tensor([[0.0], [2.0]]), torch.ones(2, 1, 1))
+        >>> mixture.responsibilities_NK(torch.tensor([[1.0]])).tolist()
+        [[0.5, 0.5]]
+        """
+        return self.log_joint_NK(x_ND).softmax(1)
