@@ -170,7 +170,7 @@ def _seeds_of(experiment: str, choice: Sequence[str], seeds: Sequence[int], fold
         config = compose([*overrides, f"seed={seeds[0]}"])
     except ValueError as error:
         raise ValueError(f"{' '.join(overrides)}: {error}") from None
-    peer = get_class(config.peer["_target_"]) if config.peer and config.peer["_target_"] else None
+    peer = None if config.peer is None else get_class(config.peer["_target_"])
     method = str(config.peer.name if peer else config.name or "deepdpm")
     settings = [text for text in choice if not text.startswith(("peer=", "+peer=", "name="))]
     dataset = config.dataset.name + ("_imbalanced" if config.dataset.get("imbalanced") else "")
@@ -190,10 +190,9 @@ def _file_name(override: str) -> str:
 
 
 def command_of(job: Job) -> list[str]:
-    """Return the command of a job: a sweep of one, which waits for the folder and skips what is finished."""
+    """Return the command of a job; it waits for its folder, and leaves a finished run of its settings as it is."""
     quoted = str(job.folder.resolve()).replace("\\", "\\\\").replace("'", "\\'")
-    place = [f"hydra.sweep.dir='{quoted}'", "hydra.sweep.subdir=."]
-    return [sys.executable, "-m", "deepdpm.train", "--multirun", *job.overrides, *place]
+    return [sys.executable, "-m", "deepdpm.train", *job.overrides, f"hydra.run.dir='{quoted}'"]
 
 
 def run_job(job: Job, running: Running, threads: int) -> str:

@@ -44,7 +44,7 @@ class Row:
     """One line of a table: a method of ours, a peer, or a value of the literature (``reference``)."""
 
     method: str
-    title: str
+    name: str
     variant: Variant = ()
     cells: Mapping[str, Cell] = field(default_factory=dict)
     finished: int = 0
@@ -52,6 +52,16 @@ class Row:
     status: str = "finished"
     reference: bool = False
     runs: tuple[Run, ...] = ()
+
+    @property
+    def title(self) -> str:
+        """The printed name of the method, with its settings."""
+        return self.name + (f" ({variant_label(self.variant)})" if self.variant else "")
+
+    @property
+    def title_for_any_size(self) -> str:
+        """The title without N, for a curve over N."""
+        return replace(self, variant=tuple(item for item in self.variant if item[0] != "N")).title
 
 
 @dataclass(frozen=True)
@@ -147,9 +157,8 @@ def _row(method: str, variant: Variant, runs: list[Run], references: References)
         if values:
             std = float(np.std(values, ddof=1)) if len(values) > 1 else None
             cells[metric] = Cell(float(np.mean(values)), std, len(values))
-    label = variant_label(variant)
-    title = references.method_title(method) + (f" ({label})" if label else "")
-    return Row(method, title, variant, cells, len(finished), len(chosen), _status(chosen), False, chosen)
+    name = references.method_title(method)
+    return Row(method, name, variant, cells, len(finished), len(chosen), _status(chosen), False, chosen)
 
 
 def _status(runs: Sequence[Run]) -> str:
@@ -161,23 +170,27 @@ def _status(runs: Sequence[Run]) -> str:
 
 
 def _mark_best(rows: list[Row]) -> list[Row]:
-    """Mark the highest mean of each compared metric, and test every other row against it."""
+    """Mark the highest mean of each compared metric among the rows on the same data, and test the others."""
+    data = [row.runs[0].data for row in rows]
     for metric in COMPARED:
-        having = [row for row in rows if metric in row.cells]
-        if len(having) < 2:
-            continue
-        best = max(having, key=lambda row: row.cells[metric].mean)
-        best_values = _values_by_seed(best, metric)
-        marked = []
-        for row in rows:
-            if metric in row.cells:
-                top = round(row.cells[metric].mean, 9) == round(best.cells[metric].mean, 9)
-                p_value = None if top else paired_p_value(best_values, _values_by_seed(row, metric))
-                cell = replace(row.cells[metric], best=top, p_value=p_value)
-                row = replace(row, cells={**row.cells, metric: cell})
-            marked.append(row)
-        rows = marked
+        for kind in set(data):
+            having = [row for row, of in zip(rows, data, strict=True) if of == kind and metric in row.cells]
+            if len(having) > 1:
+                best = max(having, key=lambda row: row.cells[metric].mean)
+                rows = [_compared(row, best, metric) if row in having else row for row in rows]
     return rows
+
+
+def _compared(row: Row, best: Row, metric: str) -> Row:
+    """Return the row with its cell marked as best, or with the p value of its difference from the best."""
+    cell = row.cells[metric]
+    if round(cell.mean, 9) == round(best.cells[metric].mean, 9):
+        cell = replace(cell, best=True)
+    else:
+        cell = replace(
+            cell, p_value=paired_p_value(_values_by_seed(best, metric), _values_by_seed(row, metric))
+        )
+    return replace(row, cells={**row.cells, metric: cell})
 
 
 def _values_by_seed(row: Row, metric: str) -> dict[int, float]:

@@ -95,7 +95,7 @@ def clusters_by_init_k(table: Table) -> Picture | None:
             continue
         for run in row.runs:
             if run.finished and "init_k" in run.settings:
-                points[row.method][run.settings["init_k"]].append(run)
+                points[row.name][run.settings["init_k"]].append(run)
     points = {method: found for method, found in points.items() if len(found) > 1}
     if not points:
         return None
@@ -124,9 +124,9 @@ def time_by_size(table: Table) -> Picture | None:
     points: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
     for row in table.rows:
         for run in row.runs:
-            size = run.settings.get("dataset.num_points", run.num_points)
+            size = run.settings.get("N", run.num_points)
             if run.finished and size and "seconds" in run.metrics:
-                points[row.title.split(" (dataset.")[0]][float(size)].append(run.metrics["seconds"])
+                points[row.title_for_any_size][float(size)].append(run.metrics["seconds"])
     points = {title: found for title, found in points.items() if len(found) > 1}
     if not points:
         return None
@@ -149,12 +149,12 @@ def heat_maps(table: Table) -> list[Picture]:
     for row in table.rows:
         if row.finished:
             by_method[row.method].append(row)
-    for method, rows in by_method.items():
+    for rows in by_method.values():
         keys = sorted({key for row in rows for run in row.runs for key in run.settings if run.finished})
         for pair in combinations(sorted(keys, key=lambda key: (key != "prior_nu", key)), 2):
             grid = _grid(rows, pair)
             if len({x for x, _ in grid}) > 1 and len({y for _, y in grid}) > 1:
-                pictures.append(_heat_map(table, method, pair, grid))
+                pictures.append(_heat_map(table, rows[0], pair, grid))
     return pictures
 
 
@@ -169,7 +169,7 @@ def _grid(rows: Sequence[Row], pair: tuple[str, str]) -> dict[tuple[float, float
 
 
 def _heat_map(
-    table: Table, method: str, pair: tuple[str, str], grid: dict[tuple[float, float], list[Run]]
+    table: Table, row: Row, pair: tuple[str, str], grid: dict[tuple[float, float], list[Run]]
 ) -> Picture:
     columns, lines = sorted({x for x, _ in grid}), sorted({y for _, y in grid})
     metric = "nmi" if all("nmi" in run.metrics for runs in grid.values() for run in runs) else "num_clusters"
@@ -196,9 +196,9 @@ def _heat_map(
         bar = axes.figure.colorbar(colours, ax=axes, label="NMI" if metric == "nmi" else "K")
         bar.outline.set_visible(False)
 
-    name = re.sub(r"[^A-Za-z0-9]+", "_", f"{table.key}_{method}_{pair[0]}_{pair[1]}")
+    file = re.sub(r"[^A-Za-z0-9]+", "_", f"{table.key}_{row.method}_{pair[0]}_{pair[1]}")
     caption = "Mean over seeds; K is the mean number of clusters. An empty cell has no finished run."
-    return _picture(table, name, f"{table.title}: {pair[0]} and {pair[1]} ({method})", caption, draw)
+    return _picture(table, file, f"{table.title}: {pair[0]} and {pair[1]} ({row.name})", caption, draw)
 
 
 def _band(axes: Axes, places: Sequence[float], values: Sequence[Sequence[float]], label: str) -> None:

@@ -18,7 +18,11 @@ _SHORT_NAMES = {
     "alternation.lambda_": "lambda",
     "model.init_k": "init_k",
     "prior.alpha": "alpha",
+    "dataset.num_points": "N",
+    "dataset.num_dims": "D",
+    "dataset.num_clusters": "classes",
 }
+_OF_DATA = ("N", "D", "classes")
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,11 @@ class Run:
     def finished(self) -> bool:
         """Whether the run came to its end; only such runs enter a mean."""
         return self.status == "finished"
+
+    @property
+    def data(self) -> tuple[tuple[str, str], ...]:
+        """The settings of the variant that change the data: only runs on the same data can be compared."""
+        return tuple(item for item in self.variant if item[0] in _OF_DATA or item[0].startswith("dataset."))
 
     @property
     def settings(self) -> dict[str, float]:
@@ -68,7 +77,7 @@ def variant_of(overrides: Iterable[str]) -> tuple[tuple[str, str], ...]:
         >>> variant_of(["+embedded=mnist", "seed=3", "prior.nu=20", "hydra.run.dir=somewhere"])
         (('prior_nu', '20'),)
         >>> variant_of(["dataset=synthetic", "dataset.num_points=1000", "trainer.lightning.max_epochs=3"])
-        (('dataset.num_points', '1000'), ('trainer.lightning.max_epochs', '3'))
+        (('N', '1000'), ('trainer.lightning.max_epochs', '3'))
     """
     settings: dict[str, str] = {}
     for override in overrides:

@@ -97,3 +97,13 @@ def test_the_paired_test_is_symmetric_and_a_probability(pairs: list[tuple[float,
     assert p_value is not None
     assert 0 <= p_value <= 1
     assert p_value == pytest.approx(paired_p_value(second, first))
+
+
+def test_only_runs_on_the_same_data_are_compared(make_run, tmp_path: Path) -> None:
+    for size, ours, peer in ((1000, 0.9, 0.8), (5000, 0.5, 0.6)):
+        overrides = [f"dataset.num_points={size}"]
+        make_run(f"ours{size}", dataset="synthetic", overrides=overrides, nmi=ours)
+        make_run(f"peer{size}", dataset="synthetic", overrides=overrides, nmi=peer, name="kmeans")
+    (table,) = build_tables(find_runs([tmp_path]), load_references())
+    best = {(row.method, row.variant[0][1]) for row in table.rows if row.cells["nmi"].best}
+    assert best == {("deepdpm", "1000"), ("kmeans", "5000")}
