@@ -72,6 +72,7 @@ class Pretraining(pl.LightningModule):
             self.autoencoder.parameters(),
             lr=self.features.pretrain_lr,
             weight_decay=self.features.weight_decay,
+            fused=True,  # a third of a step's time on a CPU otherwise
         )
 
 
