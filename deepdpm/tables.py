@@ -42,7 +42,7 @@ _WAIT_SECONDS = 2.0
 
 # How the sources of deepdpm.data say that their files are not there.
 _MISSING_DATA = re.compile(
-    "cannot be downloaded|is not set: give the folder|is not a folder|has no train_data|There is no"
+    "(cannot|could not) be downloaded|is not set: give the folder|is not a folder|has no train_data"
 )
 
 
@@ -137,7 +137,9 @@ def plan(
         raise ValueError(f"{table} has no row {sorted(unknown)[0]!r}: choose of {', '.join(files)}.")
     parser = OverridesParser.create()
     jobs: list[Job] = []
-    for row in rows or list(files):
+    for row in rows or [name for name, path in files.items() if not _chooses_sweeper(path)]:
+        if _chooses_sweeper(files[row]):
+            raise ValueError(f"{table}/{row} has a sweeper of its own: run deepdpm-train -m +{table}={row}.")
         swept = _sweep_of(files[row])
         parsed = parser.parse_overrides([*swept, *extra])
         keys = {override.get_key_element(): list(_values(override)) for override in parsed}
@@ -152,6 +154,12 @@ def _sweep_of(path: Path) -> list[str]:
     """Return the values to try that a row's file names, as overrides."""
     params = OmegaConf.select(OmegaConf.load(path), "hydra.sweeper.params") or {}
     return [f"{key}={value}" for key, value in params.items()]
+
+
+def _chooses_sweeper(path: Path) -> bool:
+    """Return whether a row chooses its values one after the other, by a sweeper such as Optuna's."""
+    defaults = OmegaConf.select(OmegaConf.load(path), "defaults") or []
+    return any("override /hydra/sweeper" in entry for entry in defaults)
 
 
 def _values(override: Override) -> Iterator[str]:
@@ -170,12 +178,12 @@ def _seeds_of(experiment: str, choice: Sequence[str], seeds: Sequence[int], fold
         config = compose([*overrides, f"seed={seeds[0]}"])
     except ValueError as error:
         raise ValueError(f"{' '.join(overrides)}: {error}") from None
-    peer = None if config.peer is None else get_class(config.peer["_target_"])
-    method = str(config.peer.name if peer else config.name or "deepdpm")
+    target = OmegaConf.select(config, "peer._target_")
+    method = str(config.name or OmegaConf.select(config, "peer.name") or "deepdpm")
     settings = [text for text in choice if not text.startswith(("peer=", "+peer=", "name="))]
     dataset = config.dataset.name + ("_imbalanced" if config.dataset.get("imbalanced") else "")
     place = folder / "_".join([method, *map(_file_name, settings)])
-    if getattr(peer, "deterministic", False):
+    if target and getattr(get_class(target), "deterministic", False):
         seeds = seeds[:1]
     jobs = []
     for seed in seeds:
@@ -190,7 +198,7 @@ def _file_name(override: str) -> str:
 
 
 def command_of(job: Job) -> list[str]:
-    """Return the command of a job; it waits for its folder, and leaves a finished run of its settings as it is."""
+    """Return the command of a job; it waits for its folder, and does nothing where the run is finished."""
     quoted = str(job.folder.resolve()).replace("\\", "\\\\").replace("'", "\\'")
     return [sys.executable, "-m", "deepdpm.train", *job.overrides, f"hydra.run.dir='{quoted}'"]
 
