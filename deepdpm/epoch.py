@@ -32,9 +32,9 @@ def share_from_first(tensor: Tensor) -> Tensor:
 class EpochSums:
     """Sums over the points of an epoch: how many, their log density, their losses, and sufficient statistics.
 
-    `stats` are weighted by the responsibilities that the M-step takes, `sub_stats` (2K sets) by the subcluster
-    nets among each point's own cluster; `hard_stats` (2K sets) count every point for its best subcluster.
-    Each is None in an epoch that does not need it.
+    `stats` are weighted by the responsibilities that the M-step takes, `sub_stats` (2K sets) by the
+    subcluster nets among each point's own cluster; `hard_stats` (2K sets) count every point for its best
+    subcluster. Each is None in an epoch that does not need it.
     """
 
     totals_4: Tensor

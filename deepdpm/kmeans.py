@@ -21,9 +21,13 @@ _CHUNK_ELEMENTS = 16_000_000
 
 
 def kmeans_labels(
-    x_MD: Tensor, num_clusters: int, generator: torch.Generator, backend: Backend = "sklearn"
+    x_MD: Tensor,
+    num_clusters: int,
+    generator: torch.Generator,
+    backend: Backend = "sklearn",
+    max_iter: int = _ITERATIONS,
 ) -> Tensor:
-    """Labels (M,) in 0..K-1 of a k-means++ start and at most 300 of Lloyd's iterations.
+    """Labels (M,) in 0..K-1 of a k-means++ start and at most `max_iter` of Lloyd's iterations.
 
     Where there are fewer distinct points than centres, some labels are not used. "sklearn" runs on the CPU,
     "kmeans_pytorch" where the codes are.
@@ -42,22 +46,26 @@ def kmeans_labels(
     # Of unit size, so that a library's absolute tolerances mean the same for codes of any scale.
     x_MD = x_MD.double() - x_MD.double().mean(0)
     x_MD = (x_MD / x_MD.square().mean().sqrt().clamp_min(1e-300)).float()
-    return _sklearn(x_MD, num_clusters, seed) if backend == "sklearn" else _lloyd(x_MD, num_clusters, seed)
+    return (
+        _sklearn(x_MD, num_clusters, seed, max_iter)
+        if backend == "sklearn"
+        else _lloyd(x_MD, num_clusters, seed, max_iter)
+    )
 
 
-def _sklearn(x_MD: Tensor, num_clusters: int, seed: int) -> Tensor:
+def _sklearn(x_MD: Tensor, num_clusters: int, seed: int, max_iter: int) -> Tensor:
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct points than centres: it goes on
-        labels = KMeans(num_clusters, n_init=1, max_iter=_ITERATIONS, random_state=seed).fit_predict(
+        labels = KMeans(num_clusters, n_init=1, max_iter=max_iter, random_state=seed).fit_predict(
             x_MD.cpu().numpy()
         )
     return torch.as_tensor(labels, dtype=torch.long, device=x_MD.device)
 
 
-def _lloyd(x_MD: Tensor, num_clusters: int, seed: int) -> Tensor:
+def _lloyd(x_MD: Tensor, num_clusters: int, seed: int, max_iter: int) -> Tensor:
     # The loop of kmeans_pytorch.kmeans takes no centres and no limit, gives NaN where a cluster empties, and
     # holds all M x K x D differences: its distances are used in chunks, in a loop with an end.
     from kmeans_pytorch import pairwise_distance
@@ -109,8 +117,8 @@ def subcluster_labels(
 ) -> Tensor:
     """Labels (M,) in {0, 1} that start the two subclusters of every cluster at once.
 
-    Each cluster's points are projected on its first principal component and cut where the exact 2-means of the
-    projections cuts them (published code, "kmeans_1d"). `in_full` goes on from there with Lloyd's iterations
+    Each cluster's points are projected on its first principal component and cut where the exact 2-means of
+    the projections cuts them (published code, "kmeans_1d"). `in_full` goes on from there with Lloyd's iterations
     in all dimensions ("kmeans"). A cluster whose points coincide is not cut: its subcluster 1 is empty.
 
     Shapes: x (M, D), labels (M,) in 0..K-1, stats of K sets (for the means and axes).

@@ -17,7 +17,7 @@ class NotPositiveDefiniteError(ValueError):
 
 
 def cholesky(matrix_DD: Tensor) -> Tensor:
-    """Lower Cholesky factors `L L^T = matrix`, with jitter on the diagonal of those entries of the batch that need it.
+    """Lower Cholesky factors `L L^T = matrix`, with jitter on the diagonals of those that need it.
 
     The jitter starts at 1e-10 of the entry's mean diagonal and grows tenfold at each attempt.
 

@@ -1,47 +1,46 @@
 """The LightningModule: when what happens. The mathematics lies in mixture, moves and structure.
 
-Legend: N points, M points of a sample, B points of a batch, D raw dimensions, E dimensions of a code, K clusters.
+Legend: N points, M of a sample, B of a batch, D raw dimensions, E dimensions of a code, K clusters.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, cast
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from deepdpm import structure
+from deepdpm import objective, structure
 from deepdpm.epoch import EpochSums, share_from_first, sum_over_processes
-from deepdpm.kmeans import MOST_POINTS, cluster_labels
-from deepdpm.losses import (
-    diagonal_loss,
-    isotropic_loss,
-    kl_loss,
-    subcluster_diagonal_loss,
-    subcluster_isotropic_loss,
-    subcluster_log_joint,
-)
+from deepdpm.kmeans import MOST_POINTS
 from deepdpm.mixture import Mixture
 from deepdpm.moves import Move, MoveSettings
 from deepdpm.nets import ClusterNet, SubclusterNets
-from deepdpm.priors import NormalPrior, PriorSettings, fit_empirical_bayes
+from deepdpm.prediction import CHUNK, ClusteringModel
+from deepdpm.priors import NormalPrior, PriorSettings
 from deepdpm.settings import ModelSettings, OptimizerSettings, ScheduleSettings, from_plain, to_plain
-from deepdpm.state import ClusterState, fit_subclusters, load_random_states, save_random_states, to_device
+from deepdpm.state import (
+    ClusterState,
+    Progress,
+    fit_subclusters,
+    load_random_states,
+    save_random_states,
+    to_device,
+)
 from deepdpm.stats import SufficientStats
 from deepdpm.transforms import Transform
 
 __all__ = ["DeepDPMModule", "ModelSettings", "MoveSettings", "OptimizerSettings", "ScheduleSettings"]
 
-_CHUNK = 65_536
 _LEAST_POLISH_EPOCHS = 5
 Plain = Mapping[str, Any]
 
 
-class DeepDPMModule(pl.LightningModule):
+class DeepDPMModule(ClusteringModel):
     """DeepDPM on codes: nets that amortize a mixture's assignments while moves change its number of clusters.
 
     The settings are objects or plain dicts of the same. `num_dims` is D; None learns it from the data.
@@ -93,10 +92,7 @@ class DeepDPMModule(pl.LightningModule):
         self.state: ClusterState | None = None
         self.moves_of_epoch: list[Move] = []
         self.labels_N = torch.empty(0, dtype=torch.long)
-        self.last_move: int | None = None
-        self.num_searches = 0
-        # Under "search": steps and epochs of polishing so far, once moves have come to rest.
-        self.at_rest, self.finished, self.polish_step, self.polish_epoch = False, False, 0, 0
+        self.progress = Progress()
         # DistributedDataParallel wants a parameter that every step uses; all others grow, and stay out of it.
         self.anchor = nn.Parameter(torch.zeros(()))
         self._build_nets(num_dims or 1, self.model.init_k)
@@ -111,32 +107,7 @@ class DeepDPMModule(pl.LightningModule):
                 num_dims, model.subcluster_hidden, num_clusters, model.subcluster_temperature
             )
 
-    @property
-    def num_clusters(self) -> int:
-        """K, the components of the mixture."""
-        return self.cluster_net.num_clusters
-
-    @property
-    def cluster_ids_K(self) -> Tensor:
-        """Identities (K,) that stay the same across moves."""
-        return torch.arange(self.num_clusters) if self.state is None else self.state.ids_K
-
-    @property
-    def clusters(self) -> ClusterState:
-        """Prior, mixture and subclusters; they exist once training has started."""
-        assert self.state is not None, "fit the module, or load a checkpoint"
-        return self.state
-
-    # Codes -------------------------------------------------------------------------------------------------
-
-    def codes(self, x: Tensor) -> Tensor:
-        """Transformed codes (N, E) of raw points (N, D)."""
-        return cast(Tensor, self.transform(self.raw_codes(x)))
-
-    def raw_codes(self, x: Tensor) -> Tensor:
-        """Codes before the transform: the points themselves, or what `features` makes of them."""
-        x_ND = x.flatten(1)
-        return x_ND if self.features is None else self.features(x_ND)
+    # Training points ------------------------------------------------------------------------------------
 
     def _train_points(self) -> Tensor:
         data = getattr(self.trainer, "datamodule", None)
@@ -145,7 +116,7 @@ class DeepDPMModule(pl.LightningModule):
         return cast(Tensor, data.dataset.train.x)
 
     def _chunks(self, x_ND: Tensor, device: torch.device) -> Iterator[Tensor]:
-        for x_BD in x_ND.split(_CHUNK):
+        for x_BD in x_ND.split(CHUNK):
             yield self.raw_codes(x_BD.to(device))
 
     def _sample(self, most: int, device: torch.device) -> Tensor:
@@ -156,9 +127,7 @@ class DeepDPMModule(pl.LightningModule):
         else:
             index_M = torch.randperm(len(x_ND), generator=self.generator)[:most].sort().values
         with torch.no_grad():
-            parts = [
-                self.codes(x_ND[index_B.to(x_ND.device)].to(device)) for index_B in index_M.split(_CHUNK)
-            ]
+            parts = [self.codes(x_ND[index_B.to(x_ND.device)].to(device)) for index_B in index_M.split(CHUNK)]
         return torch.cat(parts)
 
     # Start -------------------------------------------------------------------------------------------------
@@ -179,44 +148,34 @@ class DeepDPMModule(pl.LightningModule):
 
     @torch.no_grad()
     def start_clusters(self, device: torch.device, earlier_clusterings: int = 0) -> None:
-        """Start from the training points as `features` shows them now: transform, nets, prior and clusters."""
+        """Start from the training points as `features` shows them now: transform, nets, prior, clusters."""
         x_ND, num_clusters = self._train_points(), self.model.init_k
         self.transform.to(device).fit(lambda: self._chunks(x_ND, device))
         self._build_nets(self.transform.num_dims, num_clusters)
         self.cluster_net.to(device), self.subcluster_nets.to(device)
         total = SufficientStats.zeros(1, self.transform.num_dims, device)
-        for x_BD in x_ND.split(_CHUNK):
+        for x_BD in x_ND.split(CHUNK):
             code_BE = self.codes(x_BD.to(device))
             total = total + SufficientStats.from_weights(code_BE, torch.ones_like(code_BE[:, :1]))
         prior = self.prior_settings.make(total, earlier_clusterings)
-
         sample_ME = self._sample(MOST_POINTS, device)
-        scale = len(x_ND) / len(sample_ME)
-        labels_M, stats = self._start_stats(sample_ME, num_clusters)
-        stats = stats.scaled(scale)
-        if num_clusters > 1:
-            prior = fit_empirical_bayes(prior, stats, iters=3)
-        sub_stats = structure.start_subclusters(
-            sample_ME, labels_M, num_clusters, self.subcluster_nets, self.model.init_subclusters
+        self.state = structure.start_clusters(
+            prior,
+            structure.Learners(self.cluster_net, self.subcluster_nets),
+            sample_ME,
+            len(x_ND),
+            self.model,
+            self.generator,
         )
-        self.state = ClusterState.start(prior, stats, sub_stats.scaled(scale))
-        if self.model.init_cluster_net_weights:
-            structure.fit_net_to_mixture(self.cluster_net, self.state.mixture, sample_ME)
-
-    def _start_stats(self, sample_ME: Tensor, num_clusters: int) -> tuple[Tensor, SufficientStats]:
-        how = self.model.init_clusters
-        if how == "soft_assign":
-            r_MK = self.cluster_net.log_prob(sample_ME).exp()
-            return r_MK.argmax(1), SufficientStats.from_weights(sample_ME, r_MK)
-        labels_M = cluster_labels(sample_ME, num_clusters, how, self.generator, self.model.kmeans_backend)
-        return labels_M, SufficientStats.from_labels(sample_ME, labels_M, num_clusters)
 
     def configure_optimizers(self) -> tuple[list[torch.optim.Optimizer], list[Any]]:
         """Two Adams, and a scheduler for each if one is set."""
         settings = self.optimizer
         optimizers: list[torch.optim.Optimizer] = [
-            torch.optim.Adam([*self.cluster_net.parameters(), self.anchor], lr=settings.cluster_lr),
-            torch.optim.Adam(self.subcluster_nets.parameters(), lr=settings.subcluster_lr),
+            torch.optim.Adam(
+                [*self.cluster_net.parameters(), self.anchor], lr=settings.cluster_lr, fused=True
+            ),
+            torch.optim.Adam(self.subcluster_nets.parameters(), lr=settings.subcluster_lr, fused=True),
         ]
         schedulers: list[Any] = []
         if settings.lr_scheduler == "step":
@@ -238,7 +197,7 @@ class DeepDPMModule(pl.LightningModule):
         if len(self.labels_N) != len(x_ND):
             self.labels_N = torch.full((len(x_ND),), -1, device=self.device)
         self.labels_N = self.labels_N.to(self.device)
-        if self.finished:
+        if self.progress.finished:
             self.trainer.should_stop = True
 
     # An epoch ----------------------------------------------------------------------------------------------
@@ -246,7 +205,7 @@ class DeepDPMModule(pl.LightningModule):
     def on_train_epoch_start(self) -> None:
         """Begin the epoch's sums."""
         epoch = self.current_epoch
-        m_step = self.schedule.m_step_due(epoch, self.last_move)
+        m_step = self.schedule.m_step_due(epoch, self.progress.last_move) and not self.progress.settled
         subclusters = self._trains_subclusters(epoch)
         published = self.moves.kind == "published" and any(self.schedule.published_moves(epoch))
         wants = (m_step, m_step and subclusters, published and not self.model.ignore_subclusters)
@@ -255,7 +214,10 @@ class DeepDPMModule(pl.LightningModule):
         self.moves_of_epoch = []
 
     def _trains_subclusters(self, epoch: int) -> bool:
-        return not self.model.ignore_subclusters and epoch >= self.schedule.start_subclusters
+        # Once moves rest nothing looks at subclusters any more.
+        return not (
+            self.model.ignore_subclusters or self.progress.at_rest or epoch < self.schedule.start_subclusters
+        )
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """One step of both nets, and the batch's part of the epoch's sums."""
@@ -265,18 +227,21 @@ class DeepDPMModule(pl.LightningModule):
             log_joint_BK = self.clusters.mixture.log_joint_NK(x_BD)
             log_density_B = log_joint_BK.logsumexp(1)
             target_BK = (log_joint_BK - log_density_B[:, None]).exp()
-        if self.at_rest:
+        if self.progress.at_rest:
             self._polish_lr()
         log_r_BK = self.cluster_net.log_prob(x_BD)
-        cluster_loss = self._cluster_loss(log_r_BK, target_BK, x_BD)
-        loss = self.model.cluster_loss_weight * cluster_loss + 0 * self.anchor
+        model, state = self.model, self.clusters
+        cluster_loss = objective.cluster_loss(model.cluster_loss, log_r_BK, target_BK, x_BD, state.mixture)
+        loss = model.cluster_loss_weight * cluster_loss + 0 * self.anchor
         z_B = log_r_BK.detach().argmax(1)
         self.labels_N[index_B] = z_B
         subcluster_loss = None
         if self._trains_subclusters(self.current_epoch):
             log_rsub_B2 = self.subcluster_nets.log_prob(x_BD, z_B)
-            subcluster_loss = self._subcluster_loss(log_rsub_B2, x_BD, z_B)
-            loss = loss + self.model.subcluster_loss_weight * subcluster_loss
+            subcluster_loss = objective.subcluster_loss(
+                model.subcluster_loss, log_rsub_B2, x_BD, z_B, state.subclusters
+            )
+            loss = loss + model.subcluster_loss_weight * subcluster_loss
             self.sums.add_sub_stats(x_BD, z_B, log_rsub_B2.detach().exp())
         elif self.sums.hard_stats is not None:
             self.sums.add_sub_stats(x_BD, z_B, torch.ones_like(x_BD[:, :1]).expand(-1, 2))
@@ -304,29 +269,6 @@ class DeepDPMModule(pl.LightningModule):
                 if parameter.grad is not None:
                     parameter.grad = sum_over_processes(parameter.grad) / self.trainer.world_size
 
-    def _cluster_loss(self, log_r_BK: Tensor, target_BK: Tensor, x_BD: Tensor) -> Tensor:
-        mixture = self.clusters.mixture
-        if self.model.cluster_loss == "kl":
-            return kl_loss(log_r_BK, target_BK)
-        if self.model.cluster_loss == "isotropic":
-            return isotropic_loss(log_r_BK.exp(), x_BD, mixture.means_KD)
-        variances_KD = mixture.covariances_KDD.diagonal(dim1=1, dim2=2)
-        return diagonal_loss(log_r_BK.exp(), x_BD, mixture.means_KD, variances_KD)
-
-    def _subcluster_loss(self, log_rsub_B2: Tensor, x_BD: Tensor, z_B: Tensor) -> Tensor:
-        sub, pair = self.clusters.subclusters, (self.num_clusters, 2)
-        means_K2D = sub.means_KD.unflatten(0, pair)
-        if self.model.subcluster_loss == "isotropic":
-            return subcluster_isotropic_loss(log_rsub_B2.exp(), x_BD, z_B, means_K2D)
-        if self.model.subcluster_loss == "diagonal":
-            variances_K2D = sub.covariances_KDD.diagonal(dim1=1, dim2=2).unflatten(0, pair)
-            return subcluster_diagonal_loss(log_rsub_B2.exp(), x_BD, z_B, means_K2D, variances_K2D)
-        whitening = sub.whitening
-        whiteners_K2DD = whitening.inverse_KDD.unflatten(0, pair)
-        log_scale_K2 = whitening.log_scale_K.view(pair)
-        log_joint_B2 = subcluster_log_joint(x_BD, z_B, means_K2D, whiteners_K2DD, log_scale_K2)
-        return kl_loss(log_rsub_B2, log_joint_B2.softmax(1))
-
     @torch.no_grad()
     def on_train_epoch_end(self) -> None:
         """The M-step, the moves that are due, and what follows for the learning rates."""
@@ -334,18 +276,21 @@ class DeepDPMModule(pl.LightningModule):
         if self.trainer.world_size > 1:
             torch.distributed.all_reduce(self.labels_N, torch.distributed.ReduceOp.MAX)
         log_density, cluster_loss, subcluster_loss = self.sums.means()
+        trained_subclusters = self._trains_subclusters(self.current_epoch)
+        self.progress.see(log_density)
         self._m_step()
         if self.moves.kind == "search":
             self._search_moves()
         else:
             self._published_moves()
         if self.moves_of_epoch:
-            self.last_move = self.current_epoch
+            self.progress.last_move = self.current_epoch
             self._share()
         self._step_schedulers(cluster_loss)
         self.log("num_clusters", float(self.num_clusters))
         self.log("cluster_loss", cluster_loss)
-        self.log("subcluster_loss", subcluster_loss)
+        if trained_subclusters:
+            self.log("subcluster_loss", subcluster_loss)
         self.log("log_likelihood", log_density + self.transform.log_volume)
 
     def _m_step(self) -> None:
@@ -362,8 +307,7 @@ class DeepDPMModule(pl.LightningModule):
         fresh_K = ((count_K2 < 1).any(1) & (count_K2.sum(1) > 2 * self.moves.min_points)).cpu()
         if fresh_K.any():
             self._renew_subclusters(fresh_K)
-            learners = self._learners()
-            structure.renew_subcluster_nets(learners, fresh_K, self.generator)
+            structure.renew_subcluster_nets(self._learners(), fresh_K, self.generator)
 
     def _learners(self) -> structure.Learners:
         optimizers = [getattr(one, "optimizer", one) for one in cast(list[Any], self.optimizers())]
@@ -372,10 +316,10 @@ class DeepDPMModule(pl.LightningModule):
     # Moves -------------------------------------------------------------------------------------------------
 
     def _search_moves(self) -> None:
-        if self.at_rest:
-            self.polish_epoch += 1
-            if self.polish_epoch >= self._polish_epochs():
-                self.finished = self.trainer.should_stop = True
+        if self.progress.at_rest:
+            self.progress.polish_epoch += 1
+            if self.progress.polish_epoch >= self._polish_epochs():
+                self.progress.finished = self.trainer.should_stop = True
         elif self.schedule.search_due(self.current_epoch):
             sample_ME = self._sample(self.moves.sample_size, self.device)
             self.state, moves = structure.search_step(
@@ -388,8 +332,8 @@ class DeepDPMModule(pl.LightningModule):
                 self.generator,
             )
             self.moves_of_epoch = list(moves)
-            self.num_searches += 1
-            self.at_rest = not moves or self.num_searches >= self.schedule.max_searches
+            self.progress.num_searches += 1
+            self.progress.at_rest = not moves or self.progress.num_searches >= self.schedule.max_searches
 
     def _search(self, x_ME: Tensor, labels_M: Tensor) -> tuple[Tensor, NormalPrior]:
         """The structure that process 0 finds."""
@@ -397,7 +341,7 @@ class DeepDPMModule(pl.LightningModule):
 
         found: tuple[Tensor, NormalPrior] | None = None
         if self.trainer.is_global_zero:
-            first = self.num_searches == 0
+            first = self.progress.num_searches == 0
             found = search(x_ME, labels_M, self.clusters.prior, self.moves, self.coins, first)
         if self.trainer.world_size > 1:
             found = self.trainer.strategy.broadcast(found)
@@ -455,20 +399,19 @@ class DeepDPMModule(pl.LightningModule):
     # Learning rates ----------------------------------------------------------------------------------------
 
     def _polish_epochs(self) -> int:
-        steps = self.trainer.num_training_batches
+        steps = int(self.trainer.num_training_batches)
         return max(_LEAST_POLISH_EPOCHS, math.ceil(self.schedule.polish_steps / max(steps, 1)))
 
     def _polish_lr(self) -> None:
         """Let the learning rates fall to zero in a straight line over the steps of polishing."""
-        total = self._polish_epochs() * int(self.trainer.num_training_batches)
-        remaining = total - self.polish_step
+        remaining = self._polish_epochs() * int(self.trainer.num_training_batches) - self.progress.polish_step
         for optimizer in self.trainer.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] *= max(remaining - 1, 0) / max(remaining, 1)
-        self.polish_step += 1
+        self.progress.polish_step += 1
 
     def _step_schedulers(self, cluster_loss: float) -> None:
-        if self.at_rest:
+        if self.progress.at_rest:
             return
         schedulers = self.lr_schedulers()
         for scheduler in schedulers if isinstance(schedulers, list) else [schedulers]:
@@ -476,52 +419,6 @@ class DeepDPMModule(pl.LightningModule):
                 scheduler.step(cluster_loss)
             elif scheduler is not None:
                 scheduler.step()
-
-    # Prediction --------------------------------------------------------------------------------------------
-
-    def _predicting(self, x: Tensor, batch_size: int) -> Iterator[Tensor]:
-        if self.num_dims is not None and math.prod(x.shape[1:]) != self.num_dims:
-            raise ValueError(
-                f"The model was trained on points of {self.num_dims} dimensions, not {math.prod(x.shape[1:])}."
-            )
-        for x_BD in x.split(batch_size):
-            yield self.codes(x_BD.to(self.device))
-
-    @torch.no_grad()
-    def assign(self, x_ND: Tensor, batch_size: int = _CHUNK) -> tuple[Tensor, Tensor]:
-        """The clusters (N,) of raw points (N, D), in 0..K-1, and the net's probability of each (N,).
-
-        Raises:
-            ValueError: points of another D.
-        """
-        best = [self.cluster_net.log_prob(code).max(1) for code in self._predicting(x_ND, batch_size)]
-        empty = torch.empty(0, device=self.device)
-        confidence_N = torch.cat([empty, *(one.values for one in best)]).exp()
-        return torch.cat([empty.long(), *(one.indices for one in best)]), confidence_N
-
-    @torch.no_grad()
-    def predict_proba(self, x_ND: Tensor, batch_size: int = _CHUNK) -> Tensor:
-        """The net's responsibilities (N, K) of raw points (N, D).
-
-        Raises:
-            ValueError: points of another D.
-        """
-        parts = [self.cluster_net.log_prob(code).exp() for code in self._predicting(x_ND, batch_size)]
-        return torch.cat([torch.empty(0, self.num_clusters, device=self.device), *parts])
-
-    @torch.no_grad()
-    def score_samples(self, x_ND: Tensor, batch_size: int = _CHUNK) -> Tensor:
-        """Log density (N,) of raw points (N, D) under the mixture, in nats.
-
-        With the transform "normalize" or "standard_normalize" it is the density of the transformed codes, and
-        with "principal" that on the axes kept.
-
-        Raises:
-            ValueError: points of another D.
-        """
-        mixture = to_device(self.clusters.mixture, self.device)
-        parts = [mixture.log_prob(code) for code in self._predicting(x_ND, batch_size)]
-        return torch.cat([torch.empty(0, device=self.device), *parts]) + self.transform.log_volume
 
     # Checkpoints -------------------------------------------------------------------------------------------
 
@@ -535,7 +432,7 @@ class DeepDPMModule(pl.LightningModule):
             "generator": self.generator.get_state(),
             "coins": self.coins.get_state(),
             "random": save_random_states(),
-            "schedule": {name: getattr(self, name) for name in _SCHEDULE_STATE},
+            "progress": dataclasses.asdict(self.progress),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -561,10 +458,6 @@ class DeepDPMModule(pl.LightningModule):
         self.labels_N = saved["labels_N"]
         self.generator.set_state(saved["generator"].cpu())
         self.coins.set_state(saved["coins"].cpu())
-        for name, value in saved["schedule"].items():
-            setattr(self, name, value)
+        self.progress = Progress(**saved["progress"])
         if self._trainer is not None:
             load_random_states(saved["random"])
-
-
-_SCHEDULE_STATE = ("last_move", "num_searches", "at_rest", "finished", "polish_step", "polish_epoch")

@@ -26,6 +26,15 @@ class MoveSettings:
         kind: "search" looks for the whole structure on a sample, from many proposals; "published" is the
             paper's: one split or merge step, proposed by the subclusters and by the nearest centres.
         sample_size: points that the search sees, and that fresh subclusters start from.
+        seeds: "search": k-means centres that the search starts from, at the most.
+        valleys: "search": the steps of merging. Clusters are merged while the density's valley between them is
+            higher than this fraction of its lower peak.
+        tolerance: "search": the coarsest step is taken whose stability (a mean adjusted Rand index between what
+            the sample and its halves give) is within this of the best.
+        hopeless: "search": merging ends once the stability has fallen by more than this.
+        least_stability: "search": below this there is one cluster.
+        min_half: "search": halves of fewer points are not tried; then the last step of merging counts.
+        clear_valley: "search": later steps split a cluster if the valley between its halves is lower than this.
         min_points: "published": both halves of a split need more points than this.
         neighbours: "published": merges are offered to each centre with so many of its nearest.
         split_prob: "published": accept a split with this probability, in place of the Hastings ratio.
@@ -43,6 +52,13 @@ class MoveSettings:
 
     kind: MovesKind = "search"
     sample_size: int = 20_000
+    seeds: int = 128
+    valleys: tuple[float, ...] = (0.95, 0.85, 0.75, 0.65, 0.55)
+    tolerance: float = 0.05
+    hopeless: float = 0.3
+    least_stability: float = 0.2
+    min_half: int = 50
+    clear_valley: float = 0.4
     min_points: int = 5
     neighbours: int = 2
     split_prob: float | None = None
@@ -185,7 +201,7 @@ def accept(log_ratios: Tensor, generator: torch.Generator, probability: float | 
 
 
 def plan_splits(accepted_K: Tensor, ids_K: Tensor, next_id: int) -> Plan:
-    """The Plan that splits the clusters of a mask (K,): the first child keeps place and id, the second is last.
+    """The Plan that splits the clusters of a mask (K,): child 1 keeps place and id, child 2 is last.
 
     >>> plan = plan_splits(torch.tensor([False, True]), torch.tensor([3, 4]), next_id=9)
     >>> plan.parents_K.tolist(), plan.ids_K.tolist(), [str(move) for move in plan.moves]
@@ -252,8 +268,8 @@ def plan_from_labels(
     """The Plan that leads from one labelling of a sample to another, read off their contingency table.
 
     A new cluster's parent is the old cluster that gives it most of its points. Children of one parent are a
-    split: the largest keeps the id. An old cluster that is no parent is merged into the new cluster that takes
-    most of its points, or removed if it has none. Rows are fresh if a split or merge made them.
+    split: the largest keeps the id. An old cluster that is no parent is merged into the new cluster that
+    takes most of its points, or removed if it has none. Rows are fresh if a split or merge made them.
 
     Shapes: labels (M,) in 0..num_old-1 and 0..num_new-1, each new cluster with a point; ids (num_old,).
 

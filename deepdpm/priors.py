@@ -1,7 +1,7 @@
 """Conjugate priors of a cluster's mean and covariance, and of the mixture's weights.
 
-The paper's symbols: m = `mean_D`, kappa = `kappa`, nu = `nu`, Psi = `psi`, alpha = `alpha` (concentration of the
-Dirichlet process). Every formula needs only `SufficientStats`, and is exact in the set's own mean.
+The paper's symbols: m = `mean_D`, kappa = `kappa`, nu = `nu`, Psi = `psi`, alpha = `alpha` (concentration of
+the Dirichlet process). Every formula needs only `SufficientStats`, and is exact in the set's own mean.
 
 Legend: N points, D dimensions, K sets, G values of a grid.
 """
@@ -32,8 +32,9 @@ Hyperparameter = Literal["psi", "nu", "kappa"]
 class NormalPrior(ABC):
     """What both priors share: `mu | Sigma ~ N(m, Sigma / kappa)`, and a Dirichlet prior of the weights.
 
-    `fitted` names the hyperparameters that `fit_empirical_bayes` may change. With a `maximum_likelihood_floor`
-    the M-step leaves the prior out (the authors' `use_priors = 0`) and adds the floor to the variances instead.
+    `fitted` names the hyperparameters that `fit_empirical_bayes` may change. With a
+    `maximum_likelihood_floor` the M-step leaves the prior out (the authors' `use_priors = 0`) and adds the
+    floor to the variances instead.
 
     Shapes: mean_D (D,) and psi, (D, D) or (D,), are float64; kappa > 0 and nu are numbers.
     """
@@ -55,7 +56,7 @@ class NormalPrior(ABC):
     @property
     @abstractmethod
     def smallest_nu(self) -> float:
-        """The smallest nu for which a covariance has a prior mean: the grid of empirical Bayes begins there."""
+        """The smallest nu with a prior mean of the covariance: the grid of empirical Bayes begins there."""
 
     @property
     @abstractmethod
@@ -188,7 +189,7 @@ class NIW(NormalPrior):
     >>> prior = NIW(torch.zeros(2).double(), kappa=1.0, nu=4.0, psi=torch.eye(2).double())
     >>> stats = SufficientStats.from_labels(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]), torch.tensor([0, 0]), 1)
     >>> round(prior.log_marginal(stats).item(), 4)
-    -4.8729
+    -5.5853
     """
 
     @property
@@ -218,7 +219,7 @@ class NIW(NormalPrior):
         return torch.cholesky_inverse(cholesky(psi))
 
     def _log_dets_of_nu(self, added: Tensor, factor_G: Tensor) -> Tensor:
-        # In Psi's own axes all of the grid costs one set of eigenvalues: |c Psi + A| = |Psi| prod (c + lambda).
+        # In Psi's own axes one set of eigenvalues serves the grid: |c Psi + A| = |Psi| prod (c + lambda).
         factor_KDD = cholesky(self.psi).expand(added.shape[0], -1, -1)
         half_KDD = torch.linalg.solve_triangular(factor_KDD, added, upper=False)
         white_KDD = torch.linalg.solve_triangular(factor_KDD, half_KDD.mT, upper=False)
@@ -279,14 +280,15 @@ class NIG(NormalPrior):
 def fit_empirical_bayes(prior: NormalPrior, stats: SufficientStats, iters: int = 1) -> NormalPrior:
     """The prior whose hyperparameters maximise `sum_k log p(set_k)`, the evidence of the K sets.
 
-    In turn, `iters` times: Psi by two steps of its fixed point `Psi = nu K (sum_k nu*_k inv(Psi*_k))^-1` (Minka
-    2000), nu over a grid (Psi grows with it, so the mean covariance stays), kappa over a grid. Only those that
-    `prior.fitted` names are changed. Sets below two points say nothing of a covariance and are left out. All is
-    relative to the data: rescaled data give the rescaled Psi.
+    In turn, `iters` times: Psi by two steps of `Psi = nu K (sum_k nu*_k inv(Psi*_k))^-1`, whose fixed point
+    has no gradient; nu over a grid (Psi grows with it, so the mean covariance stays); kappa over a grid.
+    Only those that `prior.fitted` names are changed. Sets below two points say nothing of a covariance and
+    are left out. All is relative to the data: rescaled data give the rescaled Psi.
 
     >>> x_ND = torch.randn(200, 1, generator=torch.Generator().manual_seed(0))
     >>> stats = SufficientStats.from_labels(x_ND, (x_ND[:, 0] > 0).long(), 2)
-    >>> wide = NIW(torch.zeros(1).double(), 0.01, 3.0, 3 * torch.eye(1).double(), fitted=("psi", "nu", "kappa"))
+    >>> free = ("psi", "nu", "kappa")
+    >>> wide = NIW(torch.zeros(1).double(), 0.01, 3.0, 3 * torch.eye(1).double(), fitted=free)
     >>> fitted = fit_empirical_bayes(wide, stats)
     >>> bool(fitted.log_marginal(stats).sum() > wide.log_marginal(stats).sum())
     True
@@ -373,7 +375,7 @@ class PriorSettings:
         sigma_scale_step: after n earlier clusterings (joint features) s is divided by n times this.
         pi_prior: "uniform" smooths the weights by `dirichlet_count`; "none" leaves them as they are.
         dirichlet_count: the smoothing count c of the weights.
-        use_prior: False takes maximum-likelihood means and covariances in the M-step. Moves still use the prior.
+        use_prior: False takes maximum-likelihood estimates in the M-step. Moves still use the prior.
         cov_const: what is then added to each variance.
 
     Raises:
@@ -425,13 +427,14 @@ class PriorSettings:
         num_dims = total.num_dims
         if self.nu is not None and not num_dims + 1 <= self.nu < math.inf:
             raise ValueError(
-                f"prior.nu is {self.nu:g}, but codes of {num_dims} dimensions need at least {num_dims + 1}: raise it, "
-                "or leave prior.nu null for D + 2."
+                f"prior.nu is {self.nu:g}, but codes of {num_dims} dimensions need at least {num_dims + 1}: "
+                "raise it, or leave prior.nu null for D + 2."
             )
         nu = num_dims + 2.0 if self.nu is None else float(self.nu)
         empirical = self.scale == "empirical"
-        free: tuple[Hyperparameter, ...] = ("psi",)
-        free += (("nu",) if self.nu is None else ()) + (("kappa",) if self.kappa is None else ())
+        free: list[Hyperparameter] = ["psi"]
+        free += ["nu"] if self.nu is None else []
+        free += ["kappa"] if self.kappa is None else []
         eye_DD = torch.eye(num_dims, dtype=torch.float64, device=total.count_K.device)
         family = NIW if self.kind == "niw" else NIG
         prior: NormalPrior = family(
@@ -441,7 +444,7 @@ class PriorSettings:
             psi=eye_DD if self.kind == "niw" else eye_DD.diagonal(),
             alpha=self.alpha,
             dirichlet_count=self.dirichlet_count if self.pi_prior == "uniform" else 0.0,
-            fitted=free if empirical else (),
+            fitted=tuple(free) if empirical else (),
             maximum_likelihood_floor=None if self.use_prior else self.cov_const,
         )
         covariance_DD = total.scatter_KDD()[0] / total.count_K.clamp_min(1)

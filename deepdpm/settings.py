@@ -1,6 +1,6 @@
 """The settings of the model and of its training: plain values that check themselves.
 
-Every message names the setting as the configuration does: `model.`, `trainer.optimizer.`, `trainer.schedule.`.
+Messages name a setting as the configuration does: `model.`, `trainer.optimizer.`, `trainer.schedule.`.
 """
 
 from __future__ import annotations
@@ -167,8 +167,8 @@ class ScheduleSettings:
 
     def __post_init__(self) -> None:
         _check_choices(self, "trainer.schedule")
-        zero = ("start_mstep", "mstep_every", "start_subclusters", "start_moves", "start_merges")
-        zero += ("freeze_after_init", "freeze_after_move", "polish_steps")
+        zero = ["start_mstep", "mstep_every", "start_subclusters", "start_moves", "start_merges"]
+        zero += ["freeze_after_init", "freeze_after_move", "polish_steps"]
         one = ("moves_every", "split_every", "merge_every", "max_searches")
         _check_least(self, "trainer.schedule", dict.fromkeys(zero, 0) | dict.fromkeys(one, 1))
         if (self.split_every is None) != (self.merge_every is None):
@@ -180,7 +180,8 @@ class ScheduleSettings:
     def m_step_due(self, epoch: int, last_move: int | None) -> bool:
         """Whether an epoch ends with an M-step; `last_move` is the last epoch that changed K, or None.
 
-        >>> [epoch for epoch in range(8) if ScheduleSettings(start_mstep=2, mstep_every=5).m_step_due(epoch, None)]
+        >>> schedule = ScheduleSettings(start_mstep=2, mstep_every=5)
+        >>> [epoch for epoch in range(8) if schedule.m_step_due(epoch, None)]
         [2, 7]
         """
         first = max(self.start_mstep, self.freeze_after_init)

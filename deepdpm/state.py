@@ -6,9 +6,10 @@ Legend: D dimensions, K clusters; subclusters 2k and 2k + 1 belong to cluster k.
 from __future__ import annotations
 
 import dataclasses
+import math
 import random
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -17,6 +18,9 @@ from torch import Tensor
 from deepdpm.mixture import Mixture
 from deepdpm.priors import NIG, NIW, NormalPrior
 from deepdpm.stats import SufficientStats
+
+# EM has converged when an epoch changes the mean log density of a point by less than this, in nats.
+_SETTLED = 1e-5
 
 Tensors = TypeVar("Tensors")
 
@@ -86,6 +90,42 @@ class ClusterState:
         )
 
 
+@dataclass
+class Progress:
+    """How far a run's schedule has come.
+
+    Attributes:
+        last_move: last epoch that changed K.
+        num_searches: steps of moves so far, under "search".
+        at_rest: a search has changed nothing, so that the nets are polished.
+        polish_step: steps of polishing so far.
+        polish_epoch: epochs of polishing so far.
+        finished: polishing has ended.
+        log_density: of a point, mean over the last epoch.
+        settled: EM has converged since moves came to rest.
+    """
+
+    last_move: int | None = None
+    num_searches: int = 0
+    at_rest: bool = False
+    polish_step: int = 0
+    polish_epoch: int = 0
+    finished: bool = False
+    log_density: float = -math.inf
+    settled: bool = False
+
+    def see(self, log_density: float) -> None:
+        """Take note of an epoch's mean log density.
+
+        >>> progress = Progress(at_rest=True, log_density=1.0)
+        >>> progress.see(1.0)
+        >>> progress.settled
+        True
+        """
+        self.settled = self.at_rest and abs(log_density - self.log_density) < _SETTLED
+        self.log_density = log_density
+
+
 def _mixture_to_dict(mixture: Mixture) -> dict[str, Tensor]:
     return {field.name: getattr(mixture, field.name) for field in dataclasses.fields(mixture)}
 
@@ -103,7 +143,7 @@ def fit_subclusters(prior: NormalPrior, sub_stats: SufficientStats) -> Mixture:
 def save_random_states() -> dict[str, Any]:
     """The states of the generators that Python, NumPy and torch share, as plain values and tensors."""
     version, numbers, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    name, keys, position, has_gauss, cached = cast(tuple[Any, ...], np.random.get_state(legacy=True))  # noqa: NPY002
     states: dict[str, Any] = {
         "python": [version, list(numbers), gauss],
         "numpy": [
@@ -125,7 +165,7 @@ def load_random_states(states: dict[str, Any]) -> None:
     version, numbers, gauss = states["python"]
     random.setstate((version, tuple(numbers), gauss))
     name, keys, *rest = states["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
     torch.set_rng_state(states["torch"].cpu())
     if torch.cuda.is_available() and len(states.get("cuda", [])) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all([state.cpu() for state in states["cuda"]])

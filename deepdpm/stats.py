@@ -1,4 +1,4 @@
-"""Sufficient statistics of weighted sets of points: the only thing the mixture, the priors and the moves ever see.
+"""Sufficient statistics of weighted sets of points: all that the mixture, the priors and the moves ever see.
 
 Legend: N points, D dimensions, K sets (clusters or subclusters), T = D (D + 1) / 2 entries of a triangle.
 """
@@ -17,8 +17,8 @@ _CHUNK_ELEMENTS = 8_000_000
 class SufficientStats:
     """Count, sum and second moment of K weighted sets: `n`, `sum r x`, `sum r x x^T` (float64).
 
-    They add over batches, devices and merged sets. Points should be centred (on the data's mean, say) before they
-    are accumulated: the second moment of far-away points loses the digits that the scatter needs.
+    They add over batches, devices and merged sets. Points should be centred (on the data's mean, say) before
+    they are accumulated: the second moment of far-away points loses the digits that the scatter needs.
 
     Shapes: count_K (K,), sum_KD (K, D), outer_KDD (K, D, D).
 
@@ -37,11 +37,11 @@ class SufficientStats:
         cls, num_clusters: int, num_dims: int, device: torch.device | str | None = None
     ) -> SufficientStats:
         """The statistics of `num_clusters` empty sets."""
-        shape, options = (num_clusters, num_dims), {"dtype": torch.float64, "device": device}
+        like = torch.empty(0, dtype=torch.float64, device=device)
         return cls(
-            torch.zeros(num_clusters, **options),
-            torch.zeros(shape, **options),
-            torch.zeros(*shape, num_dims, **options),
+            like.new_zeros(num_clusters),
+            like.new_zeros(num_clusters, num_dims),
+            like.new_zeros(num_clusters, num_dims, num_dims),
         )
 
     @classmethod
@@ -74,7 +74,10 @@ class SufficientStats:
     ) -> SufficientStats:
         """Statistics of the sets that hard labels 0..K-1 make; a negative label leaves its point out.
 
-        A point counts for one, or for its weight. Points are sorted by label and each set is padded to a multiple of one block, so the cost is N D^2 whatever K.
+        A point counts for one, or for its weight. Points are sorted by label and each set is padded to a
+        multiple of one block, so the cost is N D^2 whatever K.
+
+        Shapes: x (N, D), labels (N,), weights (N,) or None.
         """
         num_dims = x_ND.shape[1]
         kept_M = (labels_N >= 0).nonzero().squeeze(1)

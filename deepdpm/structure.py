@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from deepdpm.growth import fit_output_layer, grow, grow_optimizer, renew_rows, rows_from_subclusters
-from deepdpm.kmeans import subcluster_labels
+from deepdpm.kmeans import cluster_labels, subcluster_labels
 from deepdpm.mixture import Mixture
 from deepdpm.moves import (
     Move,
@@ -28,7 +28,8 @@ from deepdpm.moves import (
     split_log_ratios,
 )
 from deepdpm.nets import ClusterNet, SubclusterNets
-from deepdpm.priors import NormalPrior
+from deepdpm.priors import NormalPrior, fit_empirical_bayes
+from deepdpm.settings import ModelSettings
 from deepdpm.state import ClusterState, fit_subclusters
 from deepdpm.stats import SufficientStats
 
@@ -76,6 +77,34 @@ def start_subclusters(
         stats = SufficientStats.from_labels(x_MD, labels_M, num_clusters)
         side_M = subcluster_labels(x_MD, labels_M, stats, in_full=how == "kmeans")
     return SufficientStats.from_labels(x_MD, 2 * labels_M + side_M, 2 * num_clusters)
+
+
+def start_clusters(
+    prior: NormalPrior,
+    learners: Learners,
+    x_ME: Tensor,
+    num_points: int,
+    model: ModelSettings,
+    generator: torch.Generator,
+) -> ClusterState:
+    """The state at the start (paper, section 4): clusters and subclusters of a sample, and their prior."""
+    scale, num_clusters = num_points / len(x_ME), model.init_k
+    if model.init_clusters == "soft_assign":
+        r_MK = learners.cluster_net.log_prob(x_ME).exp()
+        labels_M, stats = r_MK.argmax(1), SufficientStats.from_weights(x_ME, r_MK)
+    else:
+        labels_M = cluster_labels(x_ME, num_clusters, model.init_clusters, generator, model.kmeans_backend)
+        stats = SufficientStats.from_labels(x_ME, labels_M, num_clusters)
+    stats = stats.scaled(scale)
+    if num_clusters > 1:
+        prior = fit_empirical_bayes(prior, stats, iters=3)
+    sub_stats = start_subclusters(
+        x_ME, labels_M, num_clusters, learners.subcluster_nets, model.init_subclusters
+    )
+    state = ClusterState.start(prior, stats, sub_stats.scaled(scale))
+    if model.init_cluster_net_weights:
+        fit_net_to_mixture(learners.cluster_net, state.mixture, x_ME)
+    return state
 
 
 def merge_rows(old: Mixture, new: Mixture, fresh_K: Tensor) -> Mixture:
@@ -222,8 +251,8 @@ def merge_step(
 ) -> tuple[ClusterState, Tensor, Plan]:
     """One published merge step, on statistics of the hard assignments to K clusters.
 
-    A merged cluster's parameters come from the summed statistics, and its weight is the sum. Also gives the new
-    place (K_old,) of each old cluster.
+    A merged cluster's parameters come from the summed statistics, and its weight is the sum. Also gives the
+    new place (K_old,) of each old cluster.
     """
     prior, device = state.prior, stats.count_K.device
     pairs_P2 = nearest_pairs(state.mixture.means_KD, settings.neighbours)

@@ -22,14 +22,14 @@ Chunks = Callable[[], Iterable[Tensor]]
 
 
 class Transform(nn.Module):
-    """Map raw codes to those that are clustered: `y = (x - shift) * scale @ axes`, for some kinds over its norm.
+    """Map raw codes to those that are clustered: `y = (x - shift) * scale @ axes`, or that over its norm.
 
     - "none"; "normalize": each code over its L2 norm; "min_max": each dimension to 0..1; "standard": each to
       mean 0 and variance 1; "standard_normalize": that, then over the norm. A constant dimension becomes 0.
-    - "principal": centred and rotated to the principal axes, each pointing where its third moment is positive,
-      all divided by the root of their mean variance. So codes that are scaled, shifted or rotated give the same
-      result. Axes of no variance are left out, and at most `max(2, floor(sqrt(N)))` are kept: a covariance of
-      d dimensions has d^2 / 2 free numbers, more than N points can tell.
+    - "principal": centred and rotated to the principal axes, each pointing where its third moment is
+      positive, all divided by the root of their mean variance. So codes that are scaled, shifted or rotated
+      give the same result. Axes of no variance are left out, and at most `max(2, floor(sqrt(N)))` are kept: a
+      covariance of d dimensions has d^2 / 2 free numbers, and N points cannot tell more.
 
     Shapes: (N, D) to (N, E) float32. A state dict of other dimensions resizes the buffers.
 

@@ -1,0 +1,109 @@
+"""What a trained model can do: codes of points, their clusters, and their density.
+
+Legend: N points, B points of a batch, D raw dimensions, E dimensions of a code, K clusters.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import cast
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from deepdpm.nets import ClusterNet
+from deepdpm.state import ClusterState, to_device
+from deepdpm.transforms import Transform
+
+CHUNK = 65_536
+
+
+class ClusteringModel(pl.LightningModule):
+    """The parts of a model that prediction needs; `DeepDPMModule` makes and trains them.
+
+    Attributes:
+        num_dims: D; None until it is known.
+        features: None, or a module that maps raw points to codes.
+        transform: of the codes.
+        cluster_net: from transformed codes to clusters.
+        state: None until training has started.
+    """
+
+    num_dims: int | None
+    features: nn.Module | None
+    transform: Transform
+    cluster_net: ClusterNet
+    state: ClusterState | None
+
+    @property
+    def num_clusters(self) -> int:
+        """K, the components of the mixture."""
+        return self.cluster_net.num_clusters
+
+    @property
+    def cluster_ids_K(self) -> Tensor:
+        """Identities (K,) that stay the same across moves."""
+        return torch.arange(self.num_clusters) if self.state is None else self.state.ids_K
+
+    @property
+    def clusters(self) -> ClusterState:
+        """Prior, mixture and subclusters; they exist once training has started."""
+        assert self.state is not None, "fit the module, or load a checkpoint"
+        return self.state
+
+    def codes(self, x: Tensor) -> Tensor:
+        """Transformed codes (N, E) of raw points (N, D)."""
+        return cast(Tensor, self.transform(self.raw_codes(x)))
+
+    def raw_codes(self, x: Tensor) -> Tensor:
+        """Codes before the transform: the points themselves, or what `features` makes of them."""
+        x_ND = x.flatten(1)
+        return x_ND if self.features is None else self.features(x_ND)
+
+    def _predicting(self, x: Tensor, batch_size: int) -> Iterator[Tensor]:
+        num_dims = math.prod(x.shape[1:])
+        if self.num_dims is not None and num_dims != self.num_dims:
+            raise ValueError(
+                f"The points have {num_dims} dimensions, but the model was trained on {self.num_dims}: give points "
+                "of the same kind."
+            )
+        for x_BD in x.split(batch_size):
+            yield self.codes(x_BD.to(self.device))
+
+    @torch.no_grad()
+    def assign(self, x_ND: Tensor, batch_size: int = CHUNK) -> tuple[Tensor, Tensor]:
+        """The clusters (N,) of raw points (N, D), in 0..K-1, and the net's probability of each (N,).
+
+        Raises:
+            ValueError: points of another D.
+        """
+        best = [self.cluster_net.log_prob(code).max(1) for code in self._predicting(x_ND, batch_size)]
+        empty = torch.empty(0, device=self.device)
+        confidence_N = torch.cat([empty, *(one.values for one in best)]).exp()
+        return torch.cat([empty.long(), *(one.indices for one in best)]), confidence_N
+
+    @torch.no_grad()
+    def predict_proba(self, x_ND: Tensor, batch_size: int = CHUNK) -> Tensor:
+        """The net's responsibilities (N, K) of raw points (N, D).
+
+        Raises:
+            ValueError: points of another D.
+        """
+        parts = [self.cluster_net.log_prob(code).exp() for code in self._predicting(x_ND, batch_size)]
+        return torch.cat([torch.empty(0, self.num_clusters, device=self.device), *parts])
+
+    @torch.no_grad()
+    def score_samples(self, x_ND: Tensor, batch_size: int = CHUNK) -> Tensor:
+        """Log density (N,) of raw points (N, D) under the mixture, in nats.
+
+        With the transform "normalize" or "standard_normalize" it is the density of the transformed codes, and
+        with "principal" that on the axes kept.
+
+        Raises:
+            ValueError: points of another D.
+        """
+        mixture = to_device(self.clusters.mixture, self.device)
+        parts = [mixture.log_prob(code) for code in self._predicting(x_ND, batch_size)]
+        return torch.cat([torch.empty(0, device=self.device), *parts]) + self.transform.log_volume
