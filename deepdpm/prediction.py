@@ -66,8 +66,8 @@ class ClusteringModel(pl.LightningModule):
         num_dims = math.prod(x.shape[1:])
         if self.num_dims is not None and num_dims != self.num_dims:
             raise ValueError(
-                f"The points have {num_dims} dimensions, but the model was trained on {self.num_dims}: give points "
-                "of the same kind."
+                f"The points have {num_dims} dimensions, but the model was trained on {self.num_dims}: give "
+                "points of the same kind."
             )
         for x_BD in x.split(batch_size):
             yield self.codes(x_BD.to(self.device))

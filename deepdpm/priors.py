@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import Literal, Self, get_args
+from typing import Any, Literal, Self, get_args
 
 import torch
 from torch import Tensor
@@ -168,7 +168,8 @@ class NormalPrior(ABC):
     def _log_marginal(
         self, count_K: Tensor, nu: Tensor | float, kappa: Tensor | float, log_det: Tensor, log_det_K: Tensor
     ) -> Tensor:
-        nu, kappa = torch.as_tensor(nu).to(count_K), torch.as_tensor(kappa).to(count_K)
+        like: dict[str, Any] = {"dtype": count_K.dtype, "device": count_K.device}
+        nu, kappa = torch.as_tensor(nu, **like), torch.as_tensor(kappa, **like)
         nu_K, kappa_K = nu + count_K, kappa + count_K
         return (
             -0.5 * self.num_dims * _LOG_PI * count_K

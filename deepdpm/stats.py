@@ -132,7 +132,7 @@ class SufficientStats:
 
     def scaled(self, factor: float | Tensor) -> SufficientStats:
         """The statistics with every weight multiplied by a number, or by one number for each set (K,)."""
-        factor_K = torch.as_tensor(factor).to(self.count_K).expand_as(self.count_K)
+        factor_K = self.count_K.new_ones(()).mul(factor).expand_as(self.count_K)
         return SufficientStats(
             self.count_K * factor_K, self.sum_KD * factor_K[:, None], self.outer_KDD * factor_K[:, None, None]
         )
