@@ -1,0 +1,250 @@
+"""The default moves: the whole structure, found on a sample from many proposals, and checked on its halves.
+
+1. Many k-means centres, EM, and merges for as long as the evidence grows: the finest structure the data pay for.
+   One cluster alone is always tried beside it.
+2. Merges of clusters with no valley of the density between them (`separation.py`), the valley's depth asked for
+   growing from step to step; EM after each round.
+3. Which step to believe: the coarsest whose clusters come back when each half of the sample is clustered by itself
+   (Lange et al. 2004). Gaussian clusters that overlap come back as they are and are not merged; the pieces into
+   which evidence cuts a curved or heavy-tailed cluster do not.
+
+Legend: M points, D dimensions, K clusters, P pairs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from deepdpm.linalg import cholesky
+from deepdpm.kmeans import kmeans_labels, subcluster_labels
+from deepdpm.metrics import adjusted_rand_index, contingency
+from deepdpm.mixture import Mixture
+from deepdpm.moves import MoveSettings, merge_log_ratios, split_log_ratios
+from deepdpm.priors import NormalPrior, fit_empirical_bayes
+from deepdpm.separation import valley_ratios
+from deepdpm.stats import SufficientStats
+
+_POINTS_PER_SEED = 8
+_FIT_EVERY = 5
+_SHARED = 3
+_MOST_ROUNDS = 60
+
+
+@dataclass(frozen=True)
+class Partition:
+    """A sample in clusters: labels_M 0..K-1 (each with a point), their mixture, and the prior they gave."""
+
+    x_MD: Tensor
+    labels_M: Tensor
+    mixture: Mixture
+    prior: NormalPrior
+    log_joint_MK: Tensor
+
+    @property
+    def num_clusters(self) -> int:
+        """K."""
+        return self.mixture.num_components
+
+    def stats(self) -> SufficientStats:
+        """Statistics of the hard labels."""
+        return SufficientStats.from_labels(self.x_MD, self.labels_M, self.num_clusters)
+
+
+def search(
+    x_MD: Tensor,
+    labels_M: Tensor,
+    prior: NormalPrior,
+    settings: MoveSettings,
+    generator: torch.Generator,
+    first: bool = True,
+) -> tuple[Tensor, NormalPrior]:
+    """New labels (M,) 0..K-1 of a sample, and the prior refitted to them.
+
+    The first call looks for the whole structure, whatever the labels that it is given; later calls start from
+    them, and offer each cluster one split and each pair of neighbours one merge.
+
+    >>> x_MD = torch.cat([torch.randn(200, 2), torch.randn(200, 2) + 9])
+    >>> from deepdpm.priors import PriorSettings
+    >>> one_M = torch.zeros(400, dtype=torch.long)
+    >>> prior = PriorSettings().make(SufficientStats.from_labels(x_MD, one_M, 1))
+    >>> search(x_MD, one_M, prior, MoveSettings(), torch.Generator().manual_seed(0))[0].max().item()
+    1
+    """
+    if not first:
+        found = _revise(expectation_maximisation(x_MD, labels_M, prior, 2), settings)
+        return found.labels_M, found.prior
+    order_M = torch.randperm(len(x_MD), generator=generator, device=generator.device).to(x_MD.device)
+    half = len(x_MD) // 2
+    samples = [x_MD]
+    if half >= settings.min_half:
+        samples += [x_MD[order_M[:half]], x_MD[order_M[half:]]]
+    paths = [[finest(x, prior, settings, generator)] for x in samples]
+    best = _stability(paths)
+    levels = [best]
+    for threshold in settings.valleys:
+        for path in paths:
+            path.append(coarsened(path[-1], threshold))
+        levels.append(_stability(paths))
+        best = max(best, levels[-1])
+        if levels[-1] < best - settings.hopeless:
+            break
+    chosen = max(level for level, stability in enumerate(levels) if stability >= best - settings.tolerance)
+    found = paths[0][chosen]
+    if best < settings.least_stability:
+        found = _single(x_MD, prior)
+    return found.labels_M, found.prior
+
+
+def _stability(paths: list[list[Partition]]) -> float:
+    """Mean adjusted Rand index between what the sample and its halves say of all points; 1 without halves."""
+    x_MD = paths[0][0].x_MD
+    labels = [path[-1].mixture.log_joint_NK(x_MD).argmax(1).cpu() for path in paths]
+    scores = [
+        float(adjusted_rand_index(contingency(labels[i], labels[j])))
+        for i in range(len(labels))
+        for j in range(i)
+    ]
+    return sum(scores) / len(scores) if scores else 1.0
+
+
+def expectation_maximisation(x_MD: Tensor, labels_M: Tensor, prior: NormalPrior, iters: int) -> Partition:
+    """EM from hard labels, the prior refitted on the way; clusters left without a point are dropped."""
+    stats = SufficientStats.from_labels(x_MD, labels_M, int(labels_M.max()) + 1)
+    stats = stats[stats.count_K > 0]
+    for i in range(iters):
+        if i % _FIT_EVERY == 0:
+            prior = fit_empirical_bayes(prior, stats)
+        stats = _soft_stats(x_MD, Mixture.m_step(prior, stats).log_joint_NK(x_MD))
+        stats = stats[stats.count_K >= 1]
+    mixture = Mixture.m_step(prior, stats)
+    log_joint_MK = mixture.log_joint_NK(x_MD)
+    used_K, labels_M = log_joint_MK.argmax(1).unique(return_inverse=True)
+    kept = Mixture(mixture.weights_K[used_K] / mixture.weights_K[used_K].sum(), *_rows(mixture, used_K))
+    return Partition(x_MD, labels_M, kept, prior, log_joint_MK[:, used_K])
+
+
+def _rows(mixture: Mixture, index_K: Tensor) -> tuple[Tensor, Tensor]:
+    return mixture.means_KD[index_K], mixture.covariances_KDD[index_K]
+
+
+def _soft_stats(x_MD: Tensor, log_joint_MK: Tensor) -> SufficientStats:
+    """Statistics weighted by the responsibilities of each point's three likeliest clusters.
+
+    What the others would get is below what decides anything, and the cost does not grow with K.
+    """
+    num_clusters = log_joint_MK.shape[1]
+    top = log_joint_MK.topk(min(_SHARED, num_clusters), dim=1)
+    weights_MS = top.values.softmax(1)
+    parts = [
+        SufficientStats.from_labels(x_MD, top.indices[:, s], num_clusters, weights_MS[:, s])
+        for s in range(weights_MS.shape[1])
+    ]
+    return sum(parts[1:], parts[0])
+
+
+def _single(x_MD: Tensor, prior: NormalPrior) -> Partition:
+    return expectation_maximisation(x_MD, torch.zeros(len(x_MD), dtype=torch.long, device=x_MD.device), prior, 1)
+
+
+def finest(x_MD: Tensor, prior: NormalPrior, settings: MoveSettings, generator: torch.Generator) -> Partition:
+    """The partition of greatest evidence that merges of many k-means cells reach; one cluster if that is better."""
+    seeds = max(1, min(settings.seeds, len(x_MD) // _POINTS_PER_SEED))
+    labels_M = kmeans_labels(x_MD, seeds, generator, max_iter=20)
+    found = expectation_maximisation(x_MD, labels_M, prior, 8)
+    for _ in range(_MOST_ROUNDS):
+        if found.num_clusters < 2:
+            return found
+        stats, pairs_P2 = found.stats(), neighbours(found)
+        refitted = fit_empirical_bayes(found.prior, stats)
+        gain_P = merge_log_ratios(refitted, stats, pairs_P2, refitted.alpha)
+        if not (gain_P > 0).any():
+            break
+        found = _merged(found, pairs_P2[gain_P > 0], gain_P[gain_P > 0], share=1.0)
+    one = _single(x_MD, prior)
+    return found if _evidence(found) > _evidence(one) else one
+
+
+def _evidence(partition: Partition) -> float:
+    stats = partition.stats()
+    prior = fit_empirical_bayes(partition.prior, stats, 2)
+    weight_K = torch.lgamma(stats.count_K) + torch.tensor(prior.alpha, dtype=torch.float64).log()
+    return float((prior.log_marginal(stats) + weight_K).sum())
+
+
+def neighbours(partition: Partition) -> Tensor:
+    """Pairs (P, 2) worth a merge: each cluster with those it shares most points with, and with the nearest ones."""
+    num_clusters = partition.num_clusters
+    posterior_MK = partition.log_joint_MK.softmax(1)
+    shared_KK = (posterior_MK.T @ posterior_MK).double()
+    own_K = shared_KK.diagonal().clamp_min(torch.finfo(torch.float64).tiny).sqrt()
+    shared_KK = shared_KK / own_K[:, None] / own_K
+    pooled_DD = partition.mixture.covariances_KDD.double().mean(0)
+    white_KD = torch.linalg.solve_triangular(cholesky(pooled_DD), partition.mixture.means_KD.double().T, upper=False).T
+    distance_KK = torch.cdist(white_KD, white_KD)
+    eye_KK = torch.eye(num_clusters, dtype=torch.bool, device=distance_KK.device)
+    by_share = (shared_KK + 1e-12 / (1 + distance_KK)).masked_fill(eye_KK, -1).topk(min(4, num_clusters - 1)).indices
+    nearest = distance_KK.masked_fill(eye_KK, torch.inf).topk(min(2, num_clusters - 1), largest=False).indices
+    partners_KC = torch.cat([by_share, nearest], 1)
+    own_KC = torch.arange(num_clusters, device=partners_KC.device)[:, None].expand_as(partners_KC)
+    return torch.stack([own_KC, partners_KC], 2).reshape(-1, 2).sort(1).values.unique(dim=0)
+
+
+def coarsened(found: Partition, threshold: float) -> Partition:
+    """The partition after merges of all neighbours whose valley is shallower than `threshold` of the lower peak.
+
+    Half of the merges that don't touch each other are made in each round, those first that lose the least evidence
+    a point; then EM.
+    """
+    for _ in range(_MOST_ROUNDS):
+        if found.num_clusters < 2:
+            break
+        stats, pairs_P2 = found.stats(), neighbours(found)
+        ratio_P = valley_ratios(found.x_MD, found.labels_M, stats, found.mixture, pairs_P2)
+        pairs_P2 = pairs_P2[ratio_P > threshold]
+        if not len(pairs_P2):
+            break
+        gain_P = merge_log_ratios(found.prior, stats, pairs_P2, found.prior.alpha)
+        found = _merged(found, pairs_P2, gain_P / stats.count_K[pairs_P2].amin(1), share=0.5)
+    return found
+
+
+def _merged(found: Partition, pairs_P2: Tensor, score_P: Tensor, share: float) -> Partition:
+    """The partition after the best-scored merges of pairs that don't touch each other, and EM."""
+    target = list(range(found.num_clusters))
+    chosen: list[tuple[int, int]] = []
+    used: set[int] = set()
+    for first, second in pairs_P2[score_P.argsort(descending=True)].tolist():
+        if first not in used and second not in used:
+            used |= {first, second}
+            chosen.append((first, second))
+    for first, second in chosen[: max(1, int(len(chosen) * share))]:
+        target[second] = first
+    target_K = torch.tensor(target, device=found.labels_M.device)
+    labels_M = target_K[found.labels_M].unique(return_inverse=True)[1]
+    return expectation_maximisation(found.x_MD, labels_M, found.prior, 2)
+
+
+def _revise(found: Partition, settings: MoveSettings) -> Partition:
+    """One split for each cluster whose halves are clearly apart, then merges that the evidence asks for."""
+    stats, num_clusters = found.stats(), found.num_clusters
+    side_M = subcluster_labels(found.x_MD, found.labels_M, stats)
+    halves = SufficientStats.from_labels(found.x_MD, 2 * found.labels_M + side_M, 2 * num_clusters)
+    first_K = 2 * torch.arange(num_clusters, device=side_M.device)
+    pairs_K2 = torch.stack([first_K, first_K + 1], 1)
+    gain_K = split_log_ratios(found.prior, halves, found.prior.alpha, settings.min_points)
+    split = Mixture.m_step(found.prior, halves)
+    ratio_K = valley_ratios(found.x_MD, 2 * found.labels_M + side_M, halves, split, pairs_K2)
+    accepted_K = (gain_K > 0) & (ratio_K < settings.clear_valley)
+    if accepted_K.any():
+        side_M = torch.where(accepted_K[found.labels_M], side_M, 0)
+        labels_M = (2 * found.labels_M + side_M).unique(return_inverse=True)[1]
+        return expectation_maximisation(found.x_MD, labels_M, found.prior, 2)
+    if num_clusters > 1:
+        pairs_P2 = neighbours(found)
+        gain_P = merge_log_ratios(found.prior, stats, pairs_P2, found.prior.alpha)
+        if (gain_P > 0).any():
+            return _merged(found, pairs_P2[gain_P > 0], gain_P[gain_P > 0], share=1.0)
+    return found
