@@ -208,12 +208,12 @@ def run_job(job: Job, running: Running, threads: int) -> str:
     job.folder.mkdir(parents=True, exist_ok=True)
     log_file = job.folder / f"log_{os.getpid()}.txt"
     code = running.start(command_of(job), log_file, threads)
+    log_file = log_file.replace(job.folder / "log.txt")
     if running.stopped:
         return "stopped"
-    if not job.finished() and not job.failed():
+    if not job.failed() and (code != 0 or job.status() != "finished"):
         write_result(job.folder, _record(job, "failed", _last_line(log_file, code)))
     job.mark_missing_data()
-    log_file.replace(job.folder / "log.txt")
     return "data missing" if job.data_missing() else str(job.status())
 
 

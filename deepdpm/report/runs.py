@@ -13,11 +13,19 @@ METRICS = ("num_clusters", "nmi", "ari", "acc", "silhouette", "log_likelihood", 
 
 # Overrides that don't change what is compared: they say where and how a run was made, not which method it is.
 _NOT_A_VARIANT = ("seed", "name", "dataset", "peer", "tracking", "trainer", "ckpt_path", "hydra")
+_NOT_A_SETTING = (
+    "dataset.imbalanced",  # the data set's name says it
+    "trainer.checkpoint_every_n_epochs",
+    "trainer.evaluate_every_n_epochs",
+    "trainer.lightning.enable_progress_bar",
+    "trainer.lightning.log_every_n_steps",
+)
 _SHORT_NAMES = {
     "prior.nu": "prior_nu",
     "alternation.lambda_": "lambda",
     "model.init_k": "init_k",
     "prior.alpha": "alpha",
+    "prior.sigma_scale": "prior_scale",
     "dataset.num_points": "N",
     "dataset.num_dims": "D",
     "dataset.num_clusters": "classes",
@@ -85,11 +93,7 @@ def variant_of(overrides: Iterable[str]) -> tuple[tuple[str, str], ...]:
         bare = key.lstrip("+~")
         if "." not in bare and "/" not in bare and (key.startswith("+") or bare in _NOT_A_VARIANT):
             continue
-        if (
-            bare == "dataset.imbalanced"
-            or bare.split(".")[0] in ("hydra", "tracking")
-            or bare.split("/")[0] == "hydra"
-        ):
+        if bare in _NOT_A_SETTING or bare.split(".")[0] in ("hydra", "tracking") or bare.startswith("hydra/"):
             continue
         settings[short_name(bare)] = value
     return tuple(sorted(settings.items()))
@@ -155,7 +159,7 @@ def read_run(path: Path) -> Run:
         experiment=experiment_of(raw.get("overrides") or ()),
         seed=int(_as_number(raw.get("seed")) or 0),
         status=str(raw.get("status", "failed")),
-        error=raw.get("error"),
+        error=None if raw.get("error") is None else " ".join(str(raw["error"]).split()),
         data_missing=bool(raw.get("data_missing", False)),
         metrics=metrics,
         num_points=None if num_points is None else int(num_points),
