@@ -1,7 +1,7 @@
 """Callbacks of a run: its trace, its checkpoints, and a stop on request.
 
-All of them look at an epoch after the module's own `on_train_epoch_end`, that is after the moves. Lightning calls a
-callback there only if it is a `Checkpoint`.
+All of them look at an epoch after the module's own `on_train_epoch_end`, that is after the moves. Lightning
+calls a callback there only if it is a `Checkpoint`.
 
 Legend: N points.
 """

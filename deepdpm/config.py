@@ -1,7 +1,7 @@
 """The configuration: schema, search path, checks, and messages that a user can act on.
 
-The schema is made from the settings dataclasses that the package itself uses (`register`), so that a setting is
-defined once. `conf/` and `experiments/` lie beside the package in a checkout and inside it in a wheel.
+The schema is made from the settings dataclasses that the package itself uses (`register`), so that a
+setting is defined once. `conf/` and `experiments/` lie beside the package in a checkout, in it in a wheel.
 """
 
 import dataclasses
@@ -26,8 +26,9 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 
+from deepdpm.schema import schema_of
+
 _PACKAGE = Path(__file__).resolve().parent
-_PRIMITIVES = (int, float, bool, str)
 _LONGEST_NAME = 100
 
 # Arguments of pl.Trainer that the run itself sets.
@@ -139,34 +140,6 @@ class TrainerSettings:
         check_lightning(self.lightning)
 
 
-def schema_of(settings: type, **parts: type) -> type:
-    """Return a dataclass with the fields of a settings class and, for `hydra.utils.instantiate`, its `_target_`.
-
-    Settings are frozen and check themselves when they are made; a schema only holds the types and defaults, until
-    all overrides are in. Settings within settings become schemas within schemas; `parts` are further settings that
-    the command line shows within these.
-
-    Raises:
-        TypeError: `settings` is no dataclass.
-    """
-    hints = typing.get_type_hints(settings)
-    fields: list[tuple[str, Any, Any]] = [
-        ("_target_", str, dataclasses.field(default=f"{settings.__module__}.{settings.__qualname__}"))
-    ]
-    for field in dataclasses.fields(settings):
-        kind, default = _schema_type(hints[field.name]), _default_of(field)
-        if dataclasses.is_dataclass(hints[field.name]):
-            fields.append((field.name, kind, dataclasses.field(default_factory=kind)))
-        elif isinstance(default, list | dict):
-            fields.append((field.name, kind, dataclasses.field(default_factory=lambda value=default: value)))
-        else:
-            fields.append((field.name, kind, dataclasses.field(default=default)))
-    for name, part in parts.items():
-        inner = schema_of(part)
-        fields.append((name, inner, dataclasses.field(default_factory=inner)))
-    return dataclasses.make_dataclass(f"{settings.__name__}Schema", fields)
-
-
 def register(group: str, settings: type, **parts: type) -> None:
     """Make a settings class the schema of a config group: its files say `defaults: [schema, _self_]`."""
     ConfigStore.instance().store(group=group, name="schema", node=schema_of(settings, **parts))
@@ -183,33 +156,6 @@ def register_all() -> None:
     register("tracking", WandbSettings)
     register("model", ModelSettings, moves=MoveSettings)
     register("trainer", TrainerSettings, optimizer=OptimizerSettings, schedule=ScheduleSettings)
-
-
-def _default_of(field: dataclasses.Field[Any]) -> Any:
-    if field.default_factory is not dataclasses.MISSING:
-        default = field.default_factory()
-    elif field.default is not dataclasses.MISSING:
-        default = field.default
-    else:
-        return MISSING
-    return list(default) if isinstance(default, tuple) else default
-
-
-def _schema_type(hint: Any) -> Any:
-    """Return the type that OmegaConf checks for a type hint: `Any` where it has none."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        return schema_of(hint)
-    if origin is typing.Literal:
-        return str if all(isinstance(choice, str) for choice in arguments) else Any
-    if origin in (tuple, list) or (inspect.isclass(origin) and issubclass(origin, Sequence)):
-        return list[_schema_type(arguments[0])]  # type: ignore[misc]
-    if origin in (types.UnionType, typing.Union):
-        inner = [_schema_type(argument) for argument in arguments if argument is not type(None)]
-        if len(inner) == 1:
-            return typing.Optional[inner[0]] if type(None) in arguments else inner[0]  # noqa: UP045
-        return Any
-    return hint if hint in _PRIMITIVES else Any
 
 
 def compose(overrides: Sequence[str] = ()) -> DictConfig:
@@ -231,7 +177,7 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
 
 
 def config_hash(cfg: Mapping[str, Any] | DictConfig) -> str:
-    """Return a short hash of all settings that can change the result: the seed is in, labels and outputs are not.
+    """Return a short hash of all settings that can change the result: of the seed, but not of outputs.
 
     Example:
         >>> base = config_hash(compose(["seed=1"]))
@@ -266,15 +212,27 @@ def settings_of(cfg: DictConfig) -> dict[str, Any]:
     model, trainer = to_plain(cfg.model), to_plain(cfg.trainer)
     nodes = {"moves": model.pop("moves"), "model": model, "prior": to_plain(cfg.prior)}
     nodes |= {"optimizer": trainer["optimizer"], "schedule": trainer["schedule"]}
-    return {name: _settings(node) for name, node in nodes.items()}
+    return {name: make_settings(node) for name, node in nodes.items()}
 
 
-def _settings(node: Mapping[str, Any] | DictConfig) -> Any:
-    try:
-        return hydra.utils.instantiate(node, _convert_="all")
-    except HydraException as error:
-        # Hydra wraps what a settings class says of its values.
-        raise error.__cause__ if isinstance(error.__cause__, ValueError) else error from None
+def make_settings(plain: Mapping[str, Any]) -> Any:
+    """Make the settings that a config's `_target_` names, and the settings within them.
+
+    Raises:
+        ValueError: a value is out of range, naming the setting.
+
+    Example:
+        >>> make_settings({"_target_": "deepdpm.settings.ModelSettings", "hidden": [10, 5]}).hidden
+        (10, 5)
+    """
+    values = {name: _plain_to_settings(value) for name, value in plain.items() if name != "_target_"}
+    return hydra.utils.get_class(plain["_target_"])(**values)
+
+
+def _plain_to_settings(value: Any) -> Any:
+    if isinstance(value, dict) and "_target_" in value:
+        return make_settings(value)
+    return tuple(value) if isinstance(value, list) else value
 
 
 # When a setting that differs from its default changes nothing: the condition, the settings, and why.
@@ -289,7 +247,14 @@ _WITHOUT_EFFECT: tuple[tuple[Callable[[DictConfig], bool], tuple[str, ...], str]
     ),
     (
         lambda cfg: cfg.model.moves.kind == "published",
-        ("trainer.schedule.max_searches", "trainer.schedule.polish_steps"),
+        (
+            *(
+                f"model.moves.{name}"
+                for name in ("seeds", "valleys", "tolerance", "hopeless", "least_stability")
+            ),
+            *(f"model.moves.{name}" for name in ("min_half", "clear_valley")),
+            *(f"trainer.schedule.{name}" for name in ("max_searches", "polish_steps")),
+        ),
         "it is for model.moves.kind=search",
     ),
     (
@@ -336,14 +301,14 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
     """Refuse what cannot run, and warn of what has no effect.
 
     Raises:
-        ValueError: an unknown key, a wrong type, an unknown option or a combination that cannot be; names the key.
+        ValueError: an unknown key, a wrong type or option, or a combination that cannot be; names the key.
     """
     check_types(cfg)
     trainer = to_plain(cfg.trainer)
     TrainerSettings(**{field.name: trainer[field.name] for field in dataclasses.fields(TrainerSettings)})
     settings_of(cfg)
     if OmegaConf.select(cfg, "tracking._target_"):
-        _settings(cfg.tracking)
+        make_settings(to_plain(cfg.tracking))
     if not 0 <= cfg.seed < 2**32:
         raise ValueError(f"seed is {cfg.seed}: give a whole number from 0 to 4294967295.")
     if OmegaConf.select(cfg, "peer._target_"):
@@ -377,14 +342,17 @@ def default_of(cfg: DictConfig, key: str) -> Any:
 def check_types(cfg: DictConfig) -> None:
     """Refuse an unknown key or a wrong type.
 
-    Hydra itself checks what has a schema, but for keys added with `+`. What has none (`dataset`, `peer`) is checked
-    against the dataclass that its `_target_` names.
+    Hydra itself checks what has a schema, but for keys added with `+`. What has none (`dataset`, `peer`) is
+    checked against the dataclass that its `_target_` names.
 
     Raises:
         ValueError: names the key, and the choices.
     """
+    known = [field.name for field in dataclasses.fields(RootConfig)]
     for key in cfg:
         node = cfg._get_node(key)
+        if key not in known:
+            raise ValueError(f"Unknown setting {key!s}: choose of {_choices(known)}.")
         if not isinstance(node, DictConfig) or node._is_none():
             continue
         if OmegaConf.get_type(node) is not dict:
@@ -394,7 +362,7 @@ def check_types(cfg: DictConfig) -> None:
             if dataclasses.is_dataclass(target) and isinstance(target, type):
                 schema = OmegaConf.structured(schema_of(target))
                 for name, value in node.items():
-                    _check_key(f"{key}.{name}", schema, str(name), value)
+                    _check_key(f"{key!s}.{name!s}", schema, str(name), value)
 
 
 def _check_added(node: DictConfig) -> None:
@@ -405,7 +373,7 @@ def _check_added(node: DictConfig) -> None:
     for key in node:
         inner = node._get_node(key)
         if key not in known:
-            raise ValueError(f"Unknown setting {inner._get_full_key(None)}: choose of {_choices(known)}.")
+            raise ValueError(f"Unknown setting {node._get_full_key(key)}: choose of {_choices(known)}.")
         if isinstance(inner, DictConfig) and not inner._is_none():
             _check_added(inner)
 
@@ -441,11 +409,30 @@ def check_lightning(arguments: Mapping[str, Any]) -> None:
     import pytorch_lightning as pl
 
     known = [name for name in inspect.signature(pl.Trainer).parameters if name not in _OWN_TRAINER_ARGUMENTS]
-    for name in arguments:
+    hints = typing.get_type_hints(pl.Trainer.__init__)
+    for name, value in arguments.items():
         if name in _OWN_TRAINER_ARGUMENTS:
             raise ValueError(f"trainer.lightning.{name} cannot be set: {_OWN_TRAINER_ARGUMENTS[name]}.")
         if name not in known:
             raise ValueError(f"Unknown setting trainer.lightning.{name}: choose of {', '.join(known)}.")
+        if not _fits(value, hints[name]):
+            wanted = str(hints[name]).replace("typing.", "")
+            raise ValueError(
+                f"trainer.lightning.{name}={value!r} has a wrong type: Lightning wants {wanted}."
+            )
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a plain value from a configuration fits a type hint; classes of Lightning's own fit nothing."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return any(_fits(value, argument) for argument in arguments)
+    if origin is typing.Literal:
+        return value in arguments
+    kind = origin or hint
+    if not isinstance(kind, type) or isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, int) if kind is float and isinstance(value, int) else isinstance(value, kind)
 
 
 def warn_without_effect(key: str, why: str) -> None:
@@ -472,7 +459,9 @@ def clear_message(error: BaseException) -> str:
         return f"{cause.full_key}: {_first_line(cause)}."
     text = str(error).partition("\nConfig search path")[0]
     if isinstance(error, OverrideParseException):
-        return f"The override {error.override!r} cannot be read: write KEY=VALUE, in quotes where the shell reads it too."
+        return (
+            f"The override {error.override!r} cannot be read: write KEY=VALUE, in quotes against the shell."
+        )
     missing = re.search(r"Could not find '([^']+)'\s+Available options in '([^']+)':\s+(.*)", text, re.DOTALL)
     if missing:
         group, options = missing[2], [option for option in missing[3].split() if option != "schema"]

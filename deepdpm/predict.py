@@ -6,7 +6,6 @@ Legend: N points, D dimensions, K clusters, B points at a time.
 import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -39,7 +38,8 @@ def load_model(path: Path, device: str = "cpu") -> "DeepDPMModule":
         # A damaged file can fail anywhere in the readers of zip, pickle and torch.
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
-            f"{path} is damaged or no checkpoint of DeepDPM ({reason[:200]}): give the model.ckpt of a finished run."
+            f"{path} is damaged or no checkpoint of DeepDPM ({reason[:200]}): "
+            "give the model.ckpt of a finished run."
         ) from error
     return module.eval()
 
@@ -50,7 +50,7 @@ def predict(module: "DeepDPMModule", x_ND: Tensor, rows: int = _ROWS_AT_A_TIME) 
     Raises:
         ValueError: the points have another D than those the model was trained on.
     """
-    wanted, got = int(module.num_dims), int(np.prod(x_ND.shape[1:]))
+    wanted, got = module.num_dims, int(np.prod(x_ND.shape[1:]))
     if wanted != got:
         raise ValueError(
             f"The points have {got} columns, but the model was trained on {wanted}: give the same columns."
@@ -118,8 +118,8 @@ _WRITERS: dict[str, Callable[[IO[bytes], Chunks, np.ndarray], None]] = {
 def predict_file(model: Path, data: str, out: Path, **reading: Any) -> int:
     """Assign the points of a file and write labels and probabilities; return N.
 
-    `.npz` has `labels` (N,), `probabilities` (N, K) and `cluster_ids` (K,); `.npy` a record `label`, `probabilities`
-    for each point; `.csv` and `.parquet` the columns `label`, `cluster_id`, `p_0`, `p_1`, ...
+    `.npz` has `labels` (N,), `probabilities` (N, K) and `cluster_ids` (K,); `.npy` a record `label`,
+    `probabilities` for each point; `.csv` and `.parquet` the columns `label`, `cluster_id`, `p_0`, `p_1`, ...
 
     Raises:
         ValueError: a file cannot be read or written, or the points do not fit the model.
@@ -133,7 +133,7 @@ def predict_file(model: Path, data: str, out: Path, **reading: Any) -> int:
     chunks = predict(module, samples.x)
     write = _WRITERS[out.suffix.lower()]
     cluster_ids_K = module.cluster_ids_K.cpu().numpy()
-    write_atomically(out, partial(write, chunks=chunks, cluster_ids_K=cluster_ids_K))
+    write_atomically(out, lambda file: write(file, chunks, cluster_ids_K))
     return len(samples)
 
 

@@ -1,5 +1,7 @@
-"""What a person sees while a run goes on: one bar over the epochs, each move as a line above it."""
+"""What a person sees of a run: a bar over the epochs, each move as a line above it, one table at its end."""
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -13,6 +15,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 
 from deepdpm.callbacks import Trace
 
@@ -22,8 +25,8 @@ _LINES_WITHOUT_TERMINAL = 10
 class EpochProgress(Checkpoint):
     """Show epoch, K, loss and, with labels, NMI; where the output is no terminal, some ten plain lines.
 
-    Lightning runs a `Checkpoint` callback after the module's own end of an epoch, so that what is shown is the state
-    after the moves.
+    Lightning runs a `Checkpoint` callback after the module's own end of an epoch, so what is shown is the
+    state after the moves.
 
     Args:
         trace: whose last row is shown.
@@ -100,3 +103,32 @@ def numbers(row: dict[str, Any]) -> str:
     if row["nmi"] is not None:
         parts.append(f"NMI {row['nmi']:.3f}")
     return "  ".join(parts)
+
+
+def closing_table(result: Mapping[str, Any], folder: Path) -> Table:
+    """Return the table that ends a run: K found, NMI, ARI, ACC, seconds, and where the outputs lie."""
+    title, caption = f"{result['dataset']}, seed {result['seed']}", f"outputs: {_shortest(folder)}"
+    # As wide as the path is long, so that it can be copied whole.
+    table = Table(
+        title=title, caption=caption, min_width=len(caption), title_justify="left", caption_justify="left"
+    )
+    shown = [("K", "num_clusters", "d"), ("NMI", "nmi", ".3f"), ("ARI", "ari", ".3f"), ("ACC", "acc", ".3f")]
+    columns = [*shown, ("seconds", "seconds", ".1f")]
+    rows = {"train": result}
+    if result.get("test"):
+        rows["test"] = result["test"]
+        table.add_column("")
+    for title, _, _ in columns:
+        table.add_column(title, justify="right", no_wrap=True)
+    for name, row in rows.items():
+        cells = ["-" if row.get(key) is None else format(row[key], form) for _, key, form in columns]
+        table.add_row(*([name] if len(rows) > 1 else []), *cells)
+    return table
+
+
+def _shortest(folder: Path) -> str:
+    """Return the folder as seen from the working directory, where it lies below."""
+    try:
+        return str(folder.resolve().relative_to(Path.cwd().resolve()))
+    except ValueError:
+        return str(folder)

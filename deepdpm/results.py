@@ -1,5 +1,6 @@
 """What a run leaves in its folder, written whole or not at all."""
 
+import contextlib
 import datetime
 import json
 import os
@@ -81,7 +82,7 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(_jsonable(values), indent=2, allow_nan=False) + "\n")
 
 
-def write_arrays(path: Path, **arrays: np.ndarray) -> None:
+def write_arrays(path: Path, **arrays: Any) -> None:
     """Write a compressed .npz atomically."""
     write_atomically(path, lambda file: np.savez_compressed(file, **arrays))
 
@@ -113,7 +114,7 @@ def now() -> str:
 
 
 def git_revision() -> str | None:
-    """Return the commit of the checkout that runs, with `-dirty` where tracked files differ; None in a wheel."""
+    """Return the commit of the checkout that runs, `-dirty` where tracked files differ; None in a wheel."""
     try:
         described = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=12", "--match="],
@@ -158,16 +159,14 @@ def device_name(device: torch.device) -> str:
 
 def reset_peak_memory() -> None:
     """Begin to measure anew, where the system allows it: a sweep runs many jobs in one process."""
-    try:
+    with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.reset_peak_memory_stats()
 
 
 def peak_memory_mb() -> float | None:
-    """Return the greatest resident memory of this process in MB; on a CUDA device, the memory taken there is apart."""
+    """Return the greatest resident memory of this process in MB, without what is taken on a CUDA device."""
     try:
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):

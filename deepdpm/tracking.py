@@ -28,8 +28,8 @@ class WandbSettings:
     """How a run is tracked.
 
     Attributes:
-        mode: "offline" keeps everything in the run's folder and needs no account, "online" sends it, "disabled" does
-            neither.
+        mode: "offline" keeps everything in the run's folder and needs no account, "online" sends it,
+            "disabled" does neither.
         project: the project of W&B.
         entity: the team or user; None for the account's own.
         group: what runs of one sweep share; None for the sweep's folder.
@@ -80,7 +80,7 @@ class WandbTracking:
         """
         import wandb
 
-        # Artifacts are staged in the user's home unless told otherwise; an offline run should lie in one folder.
+        # W&B stages artifacts in the user's home unless told otherwise; an offline run should be whole.
         os.environ.setdefault("WANDB_DATA_DIR", str(self.folder / "wandb"))
         logging.getLogger("wandb").setLevel(logging.ERROR)
         (self.folder / "wandb").mkdir(parents=True, exist_ok=True)
@@ -167,7 +167,7 @@ class Pictures(Checkpoint):
         labels_n = module.labels_N[self.chosen_n.to(module.labels_N.device)].cpu().numpy()
         figure = Figure(figsize=(5, 5), layout="tight")
         axes = figure.subplots()
-        axes.scatter(*self.xy_n2.T, c=labels_n, s=3, cmap="nipy_spectral", linewidths=0)
+        axes.scatter(self.xy_n2[:, 0], self.xy_n2[:, 1], c=labels_n, s=3, cmap="nipy_spectral", linewidths=0)
         axes.set_title(f"K = {int(module.num_clusters)}")
         axes.set_axis_off()
         return wandb.Image(figure)

@@ -22,9 +22,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
-from rich.table import Table
 
 from deepdpm import config, results
+from deepdpm.progress import EpochProgress, closing_table
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
@@ -76,8 +76,8 @@ class Outcome:
 def run(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Run one configuration in a folder; return what `result.json` holds.
 
-    A folder that already holds the finished run of these settings is left as it is; one with a stopped run of them
-    goes on.
+    A folder that already holds the finished run of these settings is left as it is; one with a stopped run of
+    them goes on.
 
     Raises:
         ValueError: a mistake of the user, as one sentence; `result.json` then has the status "failed".
@@ -147,7 +147,6 @@ class _Job:
 
     def _fit(self, data: "CodesDataModule") -> Outcome:
         from deepdpm.callbacks import LastCheckpoint, StopOnSignal, Trace, save_checkpoint
-        from deepdpm.progress import EpochProgress
         from deepdpm.tracking import Pictures
 
         cfg, trainer_cfg = self.cfg, self.cfg.trainer
@@ -191,7 +190,7 @@ class _Job:
 
         if OmegaConf.select(self.cfg, "tracking._target_") is None:
             return
-        settings = hydra.utils.instantiate(self.cfg.tracking, _convert_="all")
+        settings = config.make_settings(config.to_plain(self.cfg.tracking))
         name = self.cfg.name or self.record["dataset"]
         group = self.folder.parent.name if _is_multirun() else None
         self.tracking = WandbTracking(settings, self.folder, f"{name}-{self.cfg.seed}", group)
@@ -244,7 +243,7 @@ class _Job:
         results.write_json(self.folder / "result.json", self.record)
 
     def leave_failure(self, error: BaseException) -> None:
-        """Write `result.json` for a run that ends early; a failure before the start spares an earlier result."""
+        """Write `result.json` for a run that ends early; a failure at the start spares an earlier result."""
         stopped = isinstance(error, Stopped | KeyboardInterrupt)
         reason = str(error) if isinstance(error, ValueError | Stopped) else f"{type(error).__name__}: {error}"
         self.record |= {"status": "stopped" if stopped else "failed", "error": reason, **_ending()}
@@ -306,7 +305,7 @@ def make_trainer(cfg: DictConfig, callbacks: list[Any], logger: Any, folder: Pat
         ValueError: Lightning refuses an argument, or the machine lacks the device.
     """
     import pytorch_lightning as pl
-    from pytorch_lightning.utilities.exceptions import MisconfigurationException
+    from lightning_fabric.utilities.exceptions import MisconfigurationException
 
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     arguments = {**config.to_plain(cfg.trainer.lightning), "enable_progress_bar": False}
@@ -319,7 +318,7 @@ def make_trainer(cfg: DictConfig, callbacks: list[Any], logger: Any, folder: Pat
 
 
 def resume_from(ckpt_path: str | None, folder: Path, config_hash: str) -> Path | None:
-    """Return the checkpoint to go on from: the one named, or the `last.ckpt` of the same run's folder, or None.
+    """Return the checkpoint to go on from: the one named, or `last.ckpt` of the same run's folder, or None.
 
     Raises:
         ValueError: it is missing or damaged, or the folder holds a stopped run of other settings.
@@ -345,8 +344,8 @@ def resume_from(ckpt_path: str | None, folder: Path, config_hash: str) -> Path |
         ) from error
     if ckpt_path is None and found != config_hash:
         raise ValueError(
-            f"{folder} holds a stopped run of other settings: choose another hydra.run.dir, say ckpt_path={path} to go "
-            "on with it under the new settings, or remove that file."
+            f"{folder} holds a stopped run of other settings: choose another hydra.run.dir, say "
+            f"ckpt_path={path} to go on with it under the new settings, or remove that file."
         )
     return path
 
@@ -371,7 +370,7 @@ def assign(module: "DeepDPMModule", data: "CodesDataModule", device: Any, second
 
 
 def summarize(outcome: Outcome, data: "CodesDataModule", seed: int) -> dict[str, Any]:
-    """Return the numbers of `result.json`: metrics of the training set, and of the test set where there is one."""
+    """Return the numbers of `result.json`: metrics of the training set, and of the test set if any."""
     dataset = data.dataset
     summary = {
         **_scores(dataset.train, outcome.labels_N, seed),
@@ -397,35 +396,6 @@ def _scores(samples: "Samples", labels_N: np.ndarray, seed: int) -> dict[str, An
     }
 
 
-def closing_table(result: Mapping[str, Any], folder: Path) -> Table:
-    """Return the table that ends a run: K found, NMI, ARI, ACC, seconds, and where the outputs lie."""
-    title, caption = f"{result['dataset']}, seed {result['seed']}", f"outputs: {_shortest(folder)}"
-    # As wide as the path is long, so that it can be copied whole.
-    table = Table(
-        title=title, caption=caption, min_width=len(caption), title_justify="left", caption_justify="left"
-    )
-    shown = [("K", "num_clusters", "d"), ("NMI", "nmi", ".3f"), ("ARI", "ari", ".3f"), ("ACC", "acc", ".3f")]
-    columns = [*shown, ("seconds", "seconds", ".1f")]
-    rows = {"train": result}
-    if result.get("test"):
-        rows["test"] = result["test"]
-        table.add_column("")
-    for title, _, _ in columns:
-        table.add_column(title, justify="right", no_wrap=True)
-    for name, row in rows.items():
-        cells = ["-" if row.get(key) is None else format(row[key], form) for _, key, form in columns]
-        table.add_row(*([name] if len(rows) > 1 else []), *cells)
-    return table
-
-
-def _shortest(folder: Path) -> str:
-    """Return the folder as seen from the working directory, where it lies below."""
-    try:
-        return str(folder.resolve().relative_to(Path.cwd().resolve()))
-    except ValueError:
-        return str(folder)
-
-
 def _job(cfg: DictConfig) -> float | None:
     """Run what Hydra composed; return the log-likelihood, which a sweeper may maximize."""
     warnings.formatwarning = lambda message, *rest, **more: f"warning: {message}\n"
@@ -436,7 +406,8 @@ def _job(cfg: DictConfig) -> float | None:
         result = run(cfg, folder, list(HydraConfig.get().overrides.task))
     except Stopped as stopped:
         _say(
-            f"{stopped} after {stopped.result['epochs']} epochs; the same command with hydra.run.dir={folder} goes on."
+            f"{stopped} after {stopped.result['epochs']} epochs; "
+            f"the same command with hydra.run.dir={folder} goes on."
         )
         raise SystemExit(128 + stopped.signum) from None
     except ValueError as error:
