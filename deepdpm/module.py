@@ -286,12 +286,12 @@ class DeepDPMModule(ClusteringModel):
         if self.moves_of_epoch:
             self.progress.last_move = self.current_epoch
             self._share()
-        self._step_schedulers(cluster_loss)
-        self.log("num_clusters", float(self.num_clusters))
-        self.log("cluster_loss", cluster_loss)
+        self._step_schedulers(cluster_loss, trained_subclusters)
+        logged = {"num_clusters": float(self.num_clusters), "cluster_loss": cluster_loss}
+        logged["log_likelihood"] = log_density + self.transform.log_volume
         if trained_subclusters:
-            self.log("subcluster_loss", subcluster_loss)
-        self.log("log_likelihood", log_density + self.transform.log_volume)
+            logged["subcluster_loss"] = subcluster_loss
+        self.log_dict(logged, sync_dist=True)
 
     def _m_step(self) -> None:
         state, sums = self.clusters, self.sums
@@ -410,22 +410,25 @@ class DeepDPMModule(ClusteringModel):
                 group["lr"] *= max(remaining - 1, 0) / max(remaining, 1)
         self.progress.polish_step += 1
 
-    def _step_schedulers(self, cluster_loss: float) -> None:
-        if self.progress.at_rest:
-            return
-        schedulers = self.lr_schedulers()
-        for scheduler in schedulers if isinstance(schedulers, list) else [schedulers]:
+    def _step_schedulers(self, cluster_loss: float, trained_subclusters: bool) -> None:
+        schedulers = cast(list[Any], self.trainer.lr_scheduler_configs)
+        # Those of nets that have learned in this epoch; polishing has learning rates of its own.
+        learned = 0 if self.progress.at_rest else 1 + trained_subclusters
+        for config in schedulers[:learned]:
+            scheduler = config.scheduler
             if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
                 scheduler.step(cluster_loss)
-            elif scheduler is not None:
+            else:
                 scheduler.step()
 
     # Checkpoints -------------------------------------------------------------------------------------------
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add all that a run needs to go on as if it had not been stopped."""
-        checkpoint["deepdpm"] = {
-            "clusters": self.clusters.to_dict(),
+    def get_extra_state(self) -> dict[str, Any]:
+        """All that a run needs, besides weights and optimizers, to go on as if it had not been stopped."""
+        if self.state is None:
+            return {}
+        return {
+            "clusters": self.state.to_dict(),
             "num_dims": self.num_dims,
             "num_code_dims": self.transform.num_dims,
             "labels_N": self.labels_N,
@@ -435,29 +438,37 @@ class DeepDPMModule(ClusteringModel):
             "progress": dataclasses.asdict(self.progress),
         }
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Build nets of the saved size, and take over all else; Lightning then loads the weights.
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Build nets of the saved size, and take over all else; torch then loads the weights.
 
         Raises:
-            ValueError: no checkpoint of DeepDPM, or one of points of another D.
+            ValueError: the state of a module of points of another D.
         """
-        saved = checkpoint.get("deepdpm")
-        if saved is None:
+        if not state:
+            return
+        if self.num_dims not in (None, state["num_dims"]):
+            raise ValueError(
+                f"ckpt_path was trained on points of {state['num_dims']} dimensions, but the data have "
+                f"{self.num_dims}: give the data set it was trained on."
+            )
+        self.num_dims = state["num_dims"]
+        self.state = ClusterState.from_dict(state["clusters"])
+        self._build_nets(state["num_code_dims"], self.state.num_clusters)
+        self.cluster_net.to(self.device), self.subcluster_nets.to(self.device)
+        self.labels_N = state["labels_N"]
+        self.generator.set_state(state["generator"].cpu())
+        self.coins.set_state(state["coins"].cpu())
+        self.progress = Progress(**state["progress"])
+        if self._trainer is not None:
+            load_random_states(state["random"])
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse what is no checkpoint of a trained module.
+
+        Raises:
+            ValueError: it is not.
+        """
+        if not checkpoint.get("state_dict", {}).get("_extra_state"):
             raise ValueError(
                 "ckpt_path is no checkpoint of DeepDPM: give the model.ckpt or last.ckpt of a run."
             )
-        if self.num_dims not in (None, saved["num_dims"]):
-            raise ValueError(
-                f"ckpt_path was trained on points of {saved['num_dims']} dimensions, but the data have "
-                f"{self.num_dims}: give the data set it was trained on."
-            )
-        self.num_dims = saved["num_dims"]
-        self.state = ClusterState.from_dict(saved["clusters"])
-        self._build_nets(saved["num_code_dims"], self.state.num_clusters)
-        self.cluster_net.to(self.device), self.subcluster_nets.to(self.device)
-        self.labels_N = saved["labels_N"]
-        self.generator.set_state(saved["generator"].cpu())
-        self.coins.set_state(saved["coins"].cpu())
-        self.progress = Progress(**saved["progress"])
-        if self._trainer is not None:
-            load_random_states(saved["random"])
