@@ -49,7 +49,7 @@ class DeepDPMModule(ClusteringModel):
         cluster_ids_K: stable identities (K,).
         moves_of_epoch: what changed at the end of the last epoch.
         labels_N: each training point's cluster when the last epoch met it (numbered as before its moves).
-        features: None, or a module that maps raw points to codes.
+        extra_numbers: what the run's trace says of an epoch besides.
 
     >>> DeepDPMModule(ModelSettings(init_k=2), num_dims=3).num_clusters
     2
@@ -87,7 +87,7 @@ class DeepDPMModule(ClusteringModel):
         # Draws of starts, samples and fresh rows; and, apart from them, the coins of moves.
         self.generator = torch.Generator().manual_seed(seed)
         self.coins = torch.Generator().manual_seed(seed + 1)
-        self.features: nn.Module | None = None
+        self.extra_numbers: dict[str, Any] = {}
         self.transform = Transform(self.model.transform, num_dims or 1)
         self.state: ClusterState | None = None
         self.moves_of_epoch: list[Move] = []
@@ -117,7 +117,7 @@ class DeepDPMModule(ClusteringModel):
 
     def _chunks(self, x_ND: Tensor, device: torch.device) -> Iterator[Tensor]:
         for x_BD in x_ND.split(CHUNK):
-            yield self.raw_codes(x_BD.to(device))
+            yield x_BD.to(device).flatten(1)
 
     def _sample(self, most: int, device: torch.device) -> Tensor:
         """Transformed codes (M, E) of at most so many random training points."""
@@ -126,9 +126,9 @@ class DeepDPMModule(ClusteringModel):
             index_M = torch.arange(len(x_ND))
         else:
             index_M = torch.randperm(len(x_ND), generator=self.generator)[:most].sort().values
+        parts = [x_ND[index_B.to(x_ND.device)].to(device) for index_B in index_M.split(CHUNK)]
         with torch.no_grad():
-            parts = [self.codes(x_ND[index_B.to(x_ND.device)].to(device)) for index_B in index_M.split(CHUNK)]
-        return torch.cat(parts)
+            return torch.cat([self.transform(x_BD.flatten(1)) for x_BD in parts])
 
     # Start -------------------------------------------------------------------------------------------------
 
@@ -142,31 +142,39 @@ class DeepDPMModule(ClusteringModel):
                     f"model.init_k is {self.model.init_k}, but there are only {len(x_ND)} points: lower it."
                 )
             self.start_clusters(self.trainer.strategy.root_device)
-        # No parameter but the anchor is DistributedDataParallel's: see `_average_gradients`.
+        self._keep_from_ddp()
+
+    def _keep_from_ddp(self) -> None:
+        """Leave DistributedDataParallel no parameter but the anchor: see `_average_gradients`."""
         names = [name for name, _ in self.named_parameters()] + [name for name, _ in self.named_buffers()]
         self._ddp_params_and_buffers_to_ignore = [name for name in names if name != "anchor"]
 
     @torch.no_grad()
     def start_clusters(self, device: torch.device, earlier_clusterings: int = 0) -> None:
-        """Start from the training points as `features` shows them now: transform, nets, prior, clusters."""
-        x_ND, num_clusters = self._train_points(), self.model.init_k
-        self.transform.to(device).fit(lambda: self._chunks(x_ND, device))
-        self._build_nets(self.transform.num_dims, num_clusters)
+        """Start from the training points: transform, nets, prior, clusters."""
+        self._fit_transform(device)
+        self._build_nets(self.transform.num_dims, self.model.init_k)
         self.cluster_net.to(device), self.subcluster_nets.to(device)
-        total = SufficientStats.zeros(1, self.transform.num_dims, device)
-        for x_BD in x_ND.split(CHUNK):
-            code_BE = self.codes(x_BD.to(device))
-            total = total + SufficientStats.from_weights(code_BE, torch.ones_like(code_BE[:, :1]))
-        prior = self.prior_settings.make(total, earlier_clusterings)
-        sample_ME = self._sample(MOST_POINTS, device)
         self.state = structure.start_clusters(
-            prior,
+            self.prior_settings.make(self._total(device), earlier_clusterings),
             structure.Learners(self.cluster_net, self.subcluster_nets),
-            sample_ME,
-            len(x_ND),
+            self._sample(MOST_POINTS, device),
+            len(self._train_points()),
             self.model,
             self.generator,
         )
+
+    def _fit_transform(self, device: torch.device) -> None:
+        x_ND = self._train_points()
+        self.transform.to(device).fit(lambda: self._chunks(x_ND, device))
+
+    def _total(self, device: torch.device) -> SufficientStats:
+        """The statistics of all transformed codes, as one set."""
+        total = SufficientStats.zeros(1, self.transform.num_dims, device)
+        for x_BD in self._chunks(self._train_points(), device):
+            code_BE = self.transform(x_BD)
+            total = total + SufficientStats.from_weights(code_BE, torch.ones_like(code_BE[:, :1]))
+        return total
 
     def configure_optimizers(self) -> tuple[list[torch.optim.Optimizer], list[Any]]:
         """Two Adams, and a scheduler for each if one is set."""
@@ -198,13 +206,22 @@ class DeepDPMModule(ClusteringModel):
             self.labels_N = torch.full((len(x_ND),), -1, device=self.device)
         self.labels_N = self.labels_N.to(self.device)
         if self.progress.finished:
-            self.trainer.should_stop = True
+            self._finish()
+
+    def _finish(self) -> None:
+        """What follows when moves rest and the nets are polished: the end."""
+        self.trainer.should_stop = True
 
     # An epoch ----------------------------------------------------------------------------------------------
 
+    @property
+    def clustering_epoch(self) -> int:
+        """The epoch that the schedule counts."""
+        return self.current_epoch
+
     def on_train_epoch_start(self) -> None:
         """Begin the epoch's sums."""
-        epoch = self.current_epoch
+        epoch = self.clustering_epoch
         m_step = self.schedule.m_step_due(epoch, self.progress.last_move) and not self.progress.settled
         subclusters = self._trains_subclusters(epoch)
         published = self.moves.kind == "published" and any(self.schedule.published_moves(epoch))
@@ -223,7 +240,7 @@ class DeepDPMModule(ClusteringModel):
         """One step of both nets, and the batch's part of the epoch's sums."""
         x, index_B = batch
         with torch.no_grad():
-            x_BD = self.codes(x)
+            x_BD = self.transform(x.flatten(1))
             log_joint_BK = self.clusters.mixture.log_joint_NK(x_BD)
             log_density_B = log_joint_BK.logsumexp(1)
             target_BK = (log_joint_BK - log_density_B[:, None]).exp()
@@ -236,7 +253,7 @@ class DeepDPMModule(ClusteringModel):
         z_B = log_r_BK.detach().argmax(1)
         self.labels_N[index_B] = z_B
         subcluster_loss = None
-        if self._trains_subclusters(self.current_epoch):
+        if self._trains_subclusters(self.clustering_epoch):
             log_rsub_B2 = self.subcluster_nets.log_prob(x_BD, z_B)
             subcluster_loss = objective.subcluster_loss(
                 model.subcluster_loss, log_rsub_B2, x_BD, z_B, state.subclusters
@@ -276,7 +293,7 @@ class DeepDPMModule(ClusteringModel):
         if self.trainer.world_size > 1:
             torch.distributed.all_reduce(self.labels_N, torch.distributed.ReduceOp.MAX)
         log_density, cluster_loss, subcluster_loss = self.sums.means()
-        trained_subclusters = self._trains_subclusters(self.current_epoch)
+        trained_subclusters = self._trains_subclusters(self.clustering_epoch)
         self.progress.see(log_density)
         self._m_step()
         if self.moves.kind == "search":
@@ -284,7 +301,7 @@ class DeepDPMModule(ClusteringModel):
         else:
             self._published_moves()
         if self.moves_of_epoch:
-            self.progress.last_move = self.current_epoch
+            self.progress.last_move = self.clustering_epoch
             self._share()
         self._step_schedulers(cluster_loss, trained_subclusters)
         logged = {"num_clusters": float(self.num_clusters), "cluster_loss": cluster_loss}
@@ -319,8 +336,9 @@ class DeepDPMModule(ClusteringModel):
         if self.progress.at_rest:
             self.progress.polish_epoch += 1
             if self.progress.polish_epoch >= self._polish_epochs():
-                self.progress.finished = self.trainer.should_stop = True
-        elif self.schedule.search_due(self.current_epoch):
+                self.progress.finished = True
+                self._finish()
+        elif self.schedule.search_due(self.clustering_epoch):
             sample_ME = self._sample(self.moves.sample_size, self.device)
             self.state, moves = structure.search_step(
                 self.clusters,
@@ -350,7 +368,7 @@ class DeepDPMModule(ClusteringModel):
         return labels_M.to(self.device), to_device(prior, self.device)
 
     def _published_moves(self) -> None:
-        split, merge = self.schedule.published_moves(self.current_epoch)
+        split, merge = self.schedule.published_moves(self.clustering_epoch)
         if self.sums.hard_stats is None or not (split or merge):
             return
         hard, learners, moves = self.sums.hard_stats, self._learners(), self.moves

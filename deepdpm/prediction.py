@@ -11,7 +11,7 @@ from typing import cast
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from deepdpm.nets import ClusterNet
 from deepdpm.state import ClusterState, to_device
@@ -25,14 +25,12 @@ class ClusteringModel(pl.LightningModule):
 
     Attributes:
         num_dims: D; None until it is known.
-        features: None, or a module that maps raw points to codes.
         transform: of the codes.
         cluster_net: from transformed codes to clusters.
         state: None until training has started.
     """
 
     num_dims: int | None
-    features: nn.Module | None
     transform: Transform
     cluster_net: ClusterNet
     state: ClusterState | None
@@ -58,9 +56,8 @@ class ClusteringModel(pl.LightningModule):
         return cast(Tensor, self.transform(self.raw_codes(x)))
 
     def raw_codes(self, x: Tensor) -> Tensor:
-        """Codes before the transform: the points themselves, or what `features` makes of them."""
-        x_ND = x.flatten(1)
-        return x_ND if self.features is None else self.features(x_ND)
+        """Codes before the transform: here the points themselves."""
+        return x.flatten(1)
 
     def _predicting(self, x: Tensor, batch_size: int) -> Iterator[Tensor]:
         num_dims = math.prod(x.shape[1:])
