@@ -147,12 +147,14 @@ def register(group: str, settings: type, **parts: type) -> None:
 
 def register_all() -> None:
     """Register the schema of every group whose settings the package defines."""
+    from deepdpm.alternation import AlternationSettings
     from deepdpm.moves import MoveSettings
     from deepdpm.priors import PriorSettings
     from deepdpm.settings import ModelSettings, OptimizerSettings, ScheduleSettings
     from deepdpm.tracking import WandbSettings
 
     register("prior", PriorSettings)
+    register("alternation", AlternationSettings)
     register("tracking", WandbSettings)
     register("model", ModelSettings, moves=MoveSettings)
     register("trainer", TrainerSettings, optimizer=OptimizerSettings, schedule=ScheduleSettings)
@@ -307,8 +309,9 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
     trainer = to_plain(cfg.trainer)
     TrainerSettings(**{field.name: trainer[field.name] for field in dataclasses.fields(TrainerSettings)})
     settings_of(cfg)
-    if OmegaConf.select(cfg, "tracking._target_"):
-        make_settings(to_plain(cfg.tracking))
+    for group in ("tracking", "alternation"):
+        if OmegaConf.select(cfg, f"{group}._target_"):
+            make_settings(to_plain(cfg[group]))
     if not 0 <= cfg.seed < 2**32:
         raise ValueError(f"seed is {cfg.seed}: give a whole number from 0 to 4294967295.")
     if OmegaConf.select(cfg, "peer._target_"):
@@ -317,9 +320,15 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
             if key.split(".")[0].split("/")[0] in ("model", "prior", "trainer", "alternation", "ckpt_path"):
                 warn_without_effect(key, f"peer={cfg.peer.name} does not train the nets")
         return
-    if cfg.model.features.kind != "none" and not OmegaConf.select(cfg, "alternation._target_"):
+    is_joint = bool(OmegaConf.select(cfg, "alternation._target_"))
+    if cfg.model.features.kind != "none" and not is_joint:
         raise ValueError(
             f"model.features.kind={cfg.model.features.kind} learns features: say alternation=joint too."
+        )
+    if is_joint and cfg.model.features.kind == "none":
+        raise ValueError(
+            "alternation=joint learns features, but model.features.kind is none: say "
+            "model.features.kind=dense or conv, or alternation=none."
         )
     for condition, keys, why in _WITHOUT_EFFECT:
         if condition(cfg):

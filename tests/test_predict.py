@@ -30,9 +30,11 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Labels (N,) and probabilities (N, K) of any format."""
     if path.suffix == ".npz":
-        return np.load(path)["labels"], np.load(path)["probabilities"]
+        with np.load(path) as file:
+            return file["labels"], file["probabilities"]
     if path.suffix == ".npy":
-        return np.load(path)["label"], np.load(path)["probabilities"]
+        records_N = np.load(path)
+        return records_N["label"], records_N["probabilities"]
     table = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
     return table["label"].to_numpy(), table.filter(like="p_").to_numpy()
 
@@ -45,7 +47,8 @@ def test_the_points_of_the_training_get_their_labels_again(
     main([str(fitted / "model.ckpt"), str(fitted / "points.npy"), "-o", str(out)])
     assert "300 points" in capsys.readouterr().out
     labels_N, r_NK = _read(out)
-    trained = np.load(fitted / "assignments.npz")
+    with np.load(fitted / "assignments.npz") as file:
+        trained = dict(file)
     np.testing.assert_array_equal(labels_N, trained["labels"])
     np.testing.assert_allclose(r_NK.sum(1), 1, atol=1e-4)
     np.testing.assert_allclose(r_NK.max(1), trained["confidence"], atol=1e-5)
@@ -158,4 +161,4 @@ def test_prediction_needs_no_training_data(
     monkeypatch.setattr(DataFile, "load", refuse)
     np.save(tmp_path / "new.npy", np.zeros((2, 2)))
     main([str(fitted / "model.ckpt"), str(tmp_path / "new.npy"), "-o", str(tmp_path / "out.npz")])
-    assert np.load(tmp_path / "out.npz")["labels"].shape == (2,)
+    assert _read(tmp_path / "out.npz")[0].shape == (2,)

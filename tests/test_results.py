@@ -60,9 +60,9 @@ def test_files_have_the_usual_permissions(tmp_path: Path) -> None:
 
 def test_arrays_come_back(tmp_path: Path) -> None:
     results.write_arrays(tmp_path / "a.npz", labels=np.arange(3), confidence=np.ones(3, np.float32))
-    found = np.load(tmp_path / "a.npz")
-    assert sorted(found.files) == ["confidence", "labels"]
-    assert found["labels"].tolist() == [0, 1, 2]
+    with np.load(tmp_path / "a.npz") as found:
+        assert sorted(found.files) == ["confidence", "labels"]
+        assert found["labels"].tolist() == [0, 1, 2]
 
 
 def test_peak_memory_sees_what_was_taken_since_the_reset() -> None:

@@ -45,6 +45,12 @@ def trace_of(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def arrays_of(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file, which is closed again."""
+    with np.load(path) as file:
+        return dict(file)
+
+
 def test_a_run_leaves_all_that_is_promised(train: Callable[..., Any], tmp_path: Path) -> None:
     ended = train(*SMALL, "seed=0", "hydra.run.dir=run")
     assert ended.status == 0
@@ -57,7 +63,7 @@ def test_a_run_leaves_all_that_is_promised(train: Callable[..., Any], tmp_path: 
         0,
         "synthetic",
     )
-    arrays = np.load(folder / "assignments.npz")
+    arrays = arrays_of(folder / "assignments.npz")
     assert arrays["labels"].shape == arrays["confidence"].shape == (600,)
     assert arrays["cluster_ids"].shape == (result["num_components"],)
     assert result["num_clusters"] == len(np.unique(arrays["labels"]))
@@ -119,7 +125,7 @@ def test_a_stopped_run_goes_on_to_the_bit_across_changes_of_k(
     assert (whole / "trace.csv").read_text() == (rest / "trace.csv").read_text()
     for name in ("labels", "confidence", "cluster_ids"):
         np.testing.assert_array_equal(
-            np.load(whole / "assignments.npz")[name], np.load(rest / "assignments.npz")[name]
+            arrays_of(whole / "assignments.npz")[name], arrays_of(rest / "assignments.npz")[name]
         )
     states = [torch.load(folder / "model.ckpt", weights_only=True)["state_dict"] for folder in (whole, rest)]
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
@@ -337,7 +343,7 @@ def test_a_peer_writes_the_same_files(train: Callable[..., Any], tmp_path: Path)
     assert train("dataset=synthetic", "peer=kmeans", "hydra.run.dir=run").status == 0
     result = result_of(tmp_path / "run")
     assert (result["name"], result["num_clusters"], result["status"]) == ("kmeans", 15, "finished")
-    assert np.load(tmp_path / "run" / "assignments.npz")["labels"].shape == (10000,)
+    assert arrays_of(tmp_path / "run" / "assignments.npz")["labels"].shape == (10000,)
 
 
 @pytest.mark.parametrize("mode", ["offline", "disabled"])
