@@ -1,0 +1,523 @@
+"""The scikit-learn estimator: fit and predict in three lines, by the module and the loop of `deepdpm-train`.
+
+Legend: N points, D dimensions of a point, E dimensions of a code, K clusters.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
+from sklearn.utils.validation import check_is_fitted, check_random_state, validate_data
+from torch import Tensor
+
+from deepdpm.callbacks import Trace
+from deepdpm.data import CodesDataModule, Dataset, Samples
+from deepdpm.module import DeepDPMModule
+from deepdpm.moves import MoveSettings
+from deepdpm.priors import PriorSettings
+from deepdpm.progress import EpochProgress
+from deepdpm.saving import Saved, read_checkpoint, restore, saved_state, write_checkpoint
+from deepdpm.settings import ModelSettings, OptimizerSettings, ScheduleSettings, from_plain
+from deepdpm.state import Progress
+from deepdpm.transforms import Transform
+
+_KINDS = {
+    "model": ModelSettings,
+    "prior": PriorSettings,
+    "moves": MoveSettings,
+    "optimizer": OptimizerSettings,
+    "schedule": ScheduleSettings,
+}
+# Where the flat parameters belong: the settings that they are part of, and their name there.
+_PLACES = {
+    "init_k": ("model", "init_k"),
+    "transform_kind": ("model", "transform"),
+    "hidden": ("model", "hidden"),
+    "cluster_loss": ("model", "cluster_loss"),
+    "prior": ("prior", "kind"),
+    "alpha": ("prior", "alpha"),
+    "nu": ("prior", "nu"),
+    "kappa": ("prior", "kappa"),
+    "scale": ("prior", "scale"),
+    "sigma_scale": ("prior", "sigma_scale"),
+    "moves": ("moves", "kind"),
+    "sample_size": ("moves", "sample_size"),
+    "cluster_lr": ("optimizer", "cluster_lr"),
+    "subcluster_lr": ("optimizer", "subcluster_lr"),
+    "start_moves": ("schedule", "start_moves"),
+    "moves_every": ("schedule", "moves_every"),
+    "polish_steps": ("schedule", "polish_steps"),
+}
+# The prefixes of `settings`, longest first, and the same groups.
+_PREFIXES = {
+    "model.moves.": "moves",
+    "model.": "model",
+    "prior.": "prior",
+    "trainer.optimizer.": "optimizer",
+    "trainer.schedule.": "schedule",
+}
+
+
+class DeepDPM(ClusterMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
+    """Cluster points without a number of clusters: a Dirichlet-process mixture amortized by a small net.
+
+    The parameters carry the names and the defaults of the configuration, and the same seed gives the same
+    labels as `deepdpm-train`. Points are anything that scikit-learn takes, or a torch tensor, which stays on
+    its device and gives tensors back.
+
+    Args:
+        init_k: clusters at the start.
+        prior: "niw" (full covariances) or "nig" (diagonal ones).
+        alpha: concentration of the Dirichlet process.
+        nu: the prior's degrees of freedom; None lets the data choose.
+        kappa: points that the prior mean counts for; None lets the data choose.
+        scale: where the prior's covariance comes from; see `deepdpm.priors.PriorSettings`.
+        sigma_scale: its factor, for the scales "isotropic" and "data_std".
+        transform_kind: `model.transform` (the plain name is a method's); see `deepdpm.transforms.Transform`.
+        hidden: widths of the cluster net's hidden layers.
+        cluster_loss: "kl", "isotropic" or "diagonal".
+        moves: "search" or "published"; see `deepdpm.moves.MoveSettings`.
+        sample_size: points that the search sees, and that `partial_fit` remembers.
+        cluster_lr: learning rate of the cluster net.
+        subcluster_lr: learning rate of the subcluster nets.
+        start_moves: first epoch that ends with moves.
+        moves_every: epochs from one step of moves to the next.
+        polish_steps: training steps once moves rest.
+        max_epochs: passes over the data at the most.
+        batch_size: points in a batch; None for the power of two nearest N / 16, within 128 and 4096.
+        accelerator: "auto", "cpu" or "cuda"; the points of a tensor decide for themselves.
+        settings: any further setting by its configuration key, as `{"model.moves.seeds": 64}`.
+        random_state: the seed; None draws one.
+        verbose: show K and loss of each epoch.
+
+    Attributes:
+        n_clusters_: clusters that some training point belongs to.
+        labels_: cluster of each training point (N,), from 0 on; after `partial_fit` of each of its points.
+        weights_: of the mixture (K,); K counts a cluster without points too, should there be one.
+        means_: centres in the space of the points (K, D).
+        covariances_: (K, D, D), made anew each time. Both are exact for the transforms "none", "standard" and
+            "min_max", and for "principal" where it keeps all axes. Where it leaves some out, the centres lie
+            at the data's mean on those, and the covariances have rank E. With "normalize" and
+            "standard_normalize" they describe the points of length 1 (rescaled and shifted back).
+        cluster_ids_: identities (K,) that stay the same while clusters split and merge.
+        history_: a row for each epoch: its number, K, the moves at its end, and the losses.
+        n_iter_: epochs.
+        module_: the trained `DeepDPMModule`.
+        n_features_in_: D.
+        feature_names_in_: names of the columns, where the points had some.
+
+    >>> from sklearn.datasets import load_iris
+    >>> points = load_iris().data
+    >>> DeepDPM(max_epochs=3).fit_predict(points).shape
+    (150,)
+    """
+
+    def __init__(
+        self,
+        *,
+        init_k: int = ModelSettings.init_k,
+        prior: str = PriorSettings.kind,
+        alpha: float = PriorSettings.alpha,
+        nu: float | None = PriorSettings.nu,
+        kappa: float | None = PriorSettings.kappa,
+        scale: str = PriorSettings.scale,
+        sigma_scale: float = PriorSettings.sigma_scale,
+        transform_kind: str = ModelSettings.transform,
+        hidden: Sequence[int] = ModelSettings.hidden,
+        cluster_loss: str = ModelSettings.cluster_loss,
+        moves: str = MoveSettings.kind,
+        sample_size: int = MoveSettings.sample_size,
+        cluster_lr: float = OptimizerSettings.cluster_lr,
+        subcluster_lr: float = OptimizerSettings.subcluster_lr,
+        start_moves: int = ScheduleSettings.start_moves,
+        moves_every: int = ScheduleSettings.moves_every,
+        polish_steps: int = ScheduleSettings.polish_steps,
+        max_epochs: int = 500,
+        batch_size: int | None = None,
+        accelerator: str = "auto",
+        settings: Mapping[str, Any] | None = None,
+        random_state: int | np.random.RandomState | None = 0,
+        verbose: bool = False,
+    ) -> None:
+        self.init_k = init_k
+        self.prior = prior
+        self.alpha = alpha
+        self.nu = nu
+        self.kappa = kappa
+        self.scale = scale
+        self.sigma_scale = sigma_scale
+        self.transform_kind = transform_kind
+        self.hidden = hidden
+        self.cluster_loss = cluster_loss
+        self.moves = moves
+        self.sample_size = sample_size
+        self.cluster_lr = cluster_lr
+        self.subcluster_lr = subcluster_lr
+        self.start_moves = start_moves
+        self.moves_every = moves_every
+        self.polish_steps = polish_steps
+        self.max_epochs = max_epochs
+        self.batch_size = batch_size
+        self.accelerator = accelerator
+        self.settings = settings
+        self.random_state = random_state
+        self.verbose = verbose
+
+    # Fit ---------------------------------------------------------------------------------------------------
+
+    def fit(self, X: Any, y: Any = None) -> Self:
+        """Find clusters of points (N, D); y is not looked at.
+
+        Raises:
+            ValueError: a parameter out of range, or points that are too few, not finite or not numbers.
+        """
+        groups = self._groups()
+        x_ND = self._points(X, reset=True, least=2)
+        self._seed = self._draw_seed()
+        module = DeepDPMModule(**groups, seed=self._seed, num_dims=x_ND.shape[1])
+        self.history_: list[dict[str, Any]] = []
+        self.n_samples_seen_ = 0
+        return self._train(module, x_ND, x_ND)._take_labels(X, x_ND)
+
+    def partial_fit(self, X: Any, y: Any = None) -> Self:
+        """Go on with more points: the nets and clusters stay, and K changes as the new points ask for.
+
+        It trains on the new points and on those seen before; of more than `sample_size` of these a uniform
+        sample stands for all. The transform and the mean of the prior stay those of the first call.
+
+        Raises:
+            ValueError: as `fit`, or points of another D.
+        """
+        if not hasattr(self, "module_"):
+            return self.fit(X)
+        self._groups()
+        x_ND = self._points(X, reset=False, least=1)
+        self.module_.progress = Progress()
+        both_ND = torch.cat([self._remembered_ND.to(x_ND.device), x_ND])
+        return self._train(self.module_, both_ND, x_ND)._take_labels(X, x_ND)
+
+    def _groups(self) -> dict[str, dict[str, Any]]:
+        """The parameters as plain settings, by the arguments of the module that take them."""
+        groups: dict[str, dict[str, Any]] = {group: {} for group in _KINDS}
+        for name, (group, key) in _PLACES.items():
+            groups[group][key] = getattr(self, name)
+        for full_key, value in (self.settings or {}).items():
+            prefix = next((prefix for prefix in _PREFIXES if full_key.startswith(prefix)), None)
+            if prefix is None:
+                raise ValueError(
+                    f"settings has the unknown key {full_key!r}: give one as {list(_PREFIXES)} begin."
+                )
+            group, key = _PREFIXES[prefix], full_key.removeprefix(prefix)
+            if key in groups[group]:
+                raise ValueError(f"settings has {full_key}, which is a parameter of its own: say it there.")
+            groups[group][key] = value
+        for group, kind in _KINDS.items():
+            from_plain(kind, groups[group])
+        if self.max_epochs < 1:
+            raise ValueError(f"max_epochs is {self.max_epochs}: give a whole number from 1 on.")
+        return groups
+
+    def _draw_seed(self) -> int:
+        if isinstance(self.random_state, int | np.integer):
+            return int(self.random_state)
+        return int(check_random_state(self.random_state).randint(2**31 - 1))
+
+    def _train(self, module: DeepDPMModule, x_ND: Tensor, new_ND: Tensor) -> Self:
+        data = CodesDataModule(Dataset("points", Samples(x_ND, None)), self.batch_size, self._seed)
+        trace = Trace(None)
+        callbacks: list[Any] = [trace, EpochProgress(trace)] if self.verbose else [trace]
+        on_device = x_ND.device.type != "cpu"
+        with _quiet_lightning():
+            trainer = pl.Trainer(
+                max_epochs=self.max_epochs,
+                accelerator=x_ND.device.type if on_device else self.accelerator,
+                devices=[x_ND.device.index or 0] if on_device else 1,
+                callbacks=callbacks,
+                logger=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                num_sanity_val_steps=0,
+            )
+            trainer.fit(module.train(), datamodule=data)
+        device = trainer.strategy.root_device
+        # The trainer would keep the points alive.
+        module._trainer = None
+        self.module_ = module.eval().to(x_ND.device if on_device else device)
+        first = len(self.history_)
+        self.history_ += [row | {"epoch": first + row["epoch"]} for row in map(_history_row, trace.rows)]
+        self.n_iter_ = len(self.history_)
+        self._remember(new_ND)
+        self._describe()
+        return self
+
+    def _remember(self, x_ND: Tensor) -> None:
+        """Keep a uniform sample of all points seen, for `partial_fit`."""
+        seen, most = self.n_samples_seen_ + len(x_ND), self.sample_size
+        self.n_samples_seen_, earlier = seen, self.n_samples_seen_
+        generator = torch.Generator().manual_seed(self._seed + seen)
+        kept_ND = self._remembered_ND.to(x_ND.device) if earlier else x_ND[:0]
+        if len(kept_ND) + len(x_ND) > most:
+            new = round(most * len(x_ND) / seen)
+            kept_ND, x_ND = _draw(kept_ND, most - new, generator), _draw(x_ND, new, generator)
+        self._remembered_ND = torch.cat([kept_ND, x_ND]) if earlier else x_ND
+
+    def _describe(self) -> None:
+        mixture, transform = self.module_.clusters.mixture, self.module_.transform
+        self.weights_ = mixture.weights_K.cpu().numpy()
+        self.means_ = _means_of_points(transform, mixture.means_KD.to(transform.shift_D.device)).cpu().numpy()
+        self.cluster_ids_ = self.module_.cluster_ids_K.cpu().numpy()
+
+    def _take_labels(self, X: Any, x_ND: Tensor) -> Self:
+        labels_N = self.module_.assign(x_ND)[0]
+        self.labels_ = _like(X, labels_N)
+        self.n_clusters_ = len(labels_N.unique())
+        return self
+
+    @property
+    def covariances_(self) -> np.ndarray:
+        """Covariances (K, D, D) in the space of the points."""
+        if not hasattr(self, "module_"):
+            raise AttributeError("covariances_ is there once the estimator is fitted")
+        transform = self.module_.transform
+        covariances_KEE = self.module_.clusters.mixture.covariances_KDD.to(transform.shift_D.device)
+        return _covariances_of_points(transform, covariances_KEE).cpu().numpy()
+
+    # Points ------------------------------------------------------------------------------------------------
+
+    def _points(self, X: Any, reset: bool, least: int = 1) -> Tensor:
+        """Checked points as float32 (N, D); a tensor stays on its device.
+
+        Raises:
+            ValueError: too few, not finite, no numbers, or of another D.
+        """
+        if not isinstance(X, Tensor):
+            array = validate_data(
+                self, X, reset=reset, dtype=[np.float64, np.float32], ensure_min_samples=least
+            )
+            with np.errstate(over="ignore"):
+                x_ND = torch.from_numpy(np.array(array, dtype=np.float32, order="C"))
+        else:
+            x_ND = X.detach().flatten(1) if X.ndim > 2 else X.detach()
+            # The checks of shape and D need no values.
+            validate_data(self, np.empty(x_ND.shape, dtype=bool), reset=reset, ensure_min_samples=least)
+            x_ND = x_ND.to(torch.float32)
+        if not bool(x_ND.isfinite().all()):
+            raise ValueError("X has NaN, infinity or values beyond float32: remove or fill them.")
+        return x_ND
+
+    def _fitted(self, X: Any) -> tuple[DeepDPMModule, Tensor]:
+        """The module where the points are, and the points."""
+        check_is_fitted(self, "module_")
+        x_ND = self._points(X, reset=False)
+        return self.module_.to(x_ND.device) if isinstance(X, Tensor) else self.module_, x_ND
+
+    # Predict -----------------------------------------------------------------------------------------------
+
+    def predict(self, X: Any) -> Any:
+        """The cluster (N,) of each point (N, D), from 0 on."""
+        module, x_ND = self._fitted(X)
+        return _like(X, module.assign(x_ND)[0])
+
+    def predict_proba(self, X: Any) -> Any:
+        """The net's probabilities (N, K) of the clusters for points (N, D)."""
+        module, x_ND = self._fitted(X)
+        return _like(X, module.predict_proba(x_ND))
+
+    def score_samples(self, X: Any) -> Any:
+        """Log density (N,) of points (N, D) under the mixture, in nats.
+
+        With "normalize" and "standard_normalize" it is that of the codes, with "principal" that on its axes.
+        """
+        module, x_ND = self._fitted(X)
+        return _like(X, module.score_samples(x_ND))
+
+    def score(self, X: Any, y: Any = None) -> float:
+        """Mean log density of points (N, D): what a search over parameters maximises."""
+        return float(self.score_samples(X).mean())
+
+    def transform(self, X: Any) -> Any:
+        """Codes (N, E) of points (N, D): what the clusters are found on."""
+        module, x_ND = self._fitted(X)
+        with torch.no_grad():
+            return _like(X, torch.cat([module.codes(part.to(module.device)) for part in x_ND.split(65_536)]))
+
+    @property
+    def _n_features_out(self) -> int:
+        return self.module_.transform.num_dims
+
+    def sample(self, n_samples: int = 1) -> tuple[np.ndarray, np.ndarray]:
+        """Draw points (N, D) from the mixture, in the space of the points, and their clusters (N,).
+
+        Raises:
+            ValueError: fewer than one point.
+        """
+        check_is_fitted(self, "module_")
+        if n_samples < 1:
+            raise ValueError(f"n_samples is {n_samples}: give a whole number from 1 on.")
+        mixture, transform = self.module_.clusters.mixture, self.module_.transform
+        generator = torch.Generator().manual_seed(self._draw_seed())
+        z_N = torch.multinomial(
+            mixture.weights_K.cpu().double(), n_samples, replacement=True, generator=generator
+        )
+        whitener_KEE = mixture.whitening.inverse_KDD.cpu()
+        noise_NE = torch.randn(n_samples, mixture.means_KD.shape[1], generator=generator, dtype=torch.float64)
+        y_NE = torch.empty_like(noise_NE)
+        for k in z_N.unique().tolist():
+            of_k = z_N == k
+            offset = torch.linalg.solve_triangular(whitener_KEE[k], noise_NE[of_k].T, upper=False).T
+            y_NE[of_k] = mixture.means_KD[k].cpu().double() + offset
+        y_NE = y_NE.to(transform.shift_D.device)
+        return _means_of_points(transform, y_NE).cpu().numpy(), z_N.numpy()
+
+    # Keep --------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | Path) -> None:
+        """Write the fitted estimator to one file, which `deepdpm-predict` reads too; `load` brings it back.
+
+        Raises:
+            ValueError: the file cannot be written.
+        """
+        check_is_fitted(self, "module_")
+        state = self.__getstate__()
+        module = state.pop("module_")
+        if not isinstance(state["random_state"], int | None):
+            state["random_state"] = self._seed
+        write_checkpoint(Path(path), module | {"estimator": _plain(state)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read what `save` wrote, or the `model.ckpt` of a run; nothing in the file is executed.
+
+        A run's estimator has `labels_` where `assignments.npz` lies beside the checkpoint.
+
+        Raises:
+            ValueError: the file is missing, damaged, or no model.
+        """
+        path = Path(path)
+        saved = read_checkpoint(path)
+        found = cls()
+        if "estimator" in saved:
+            found.__setstate__(_unplain(saved.pop("estimator")) | {"module_": saved})
+        else:
+            found._take_run(saved, path.with_name("assignments.npz"))
+        return found
+
+    def _take_run(self, saved: Saved, assignments: Path) -> None:
+        groups = {group: dict(plain) for group, plain in saved["hyper_parameters"].items() if group in _KINDS}
+        self.set_params(**{name: groups[group].pop(key) for name, (group, key) in _PLACES.items()})
+        prefixes = {group: prefix for prefix, group in _PREFIXES.items()}
+        further = {
+            prefixes[group] + key: value for group, plain in groups.items() for key, value in plain.items()
+        }
+        self.set_params(settings=further, random_state=saved["hyper_parameters"]["seed"])
+        self.module_ = restore(saved)
+        self._seed, self.n_features_in_ = self.module_.seed, self.module_.num_dims
+        rows = saved.get("callbacks", {}).get("Trace", {}).get("rows", [])
+        self.history_ = [_history_row(row) for row in rows]
+        self.n_iter_, self.n_samples_seen_ = len(rows), 0
+        self._remembered_ND = torch.empty(0, self.n_features_in_)
+        self._describe()
+        self.n_clusters_ = len(self.weights_)
+        if assignments.is_file():
+            with np.load(assignments) as arrays:
+                self.labels_ = arrays["labels"]
+            self.n_clusters_ = len(np.unique(self.labels_))
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(super().__getstate__())
+        if "module_" in state:
+            state["module_"] = saved_state(state["module_"])
+            state["_remembered_ND"] = state["_remembered_ND"].cpu()
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        state = dict(state)
+        if "module_" in state:
+            state["module_"] = restore(state["module_"])
+        super().__setstate__(state)
+
+
+def _history_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: row[name] for name in ("epoch", "num_clusters", "moves", "cluster_loss", "subcluster_loss")}
+
+
+def _draw(x_ND: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """So many random rows, in their order; all of them if there are no more."""
+    if len(x_ND) <= count:
+        return x_ND
+    return x_ND[torch.randperm(len(x_ND), generator=generator)[:count].sort().values.to(x_ND.device)]
+
+
+def _like(X: Any, values: Tensor) -> Any:
+    """Values as the points came: a tensor on their device, or an array."""
+    return values.to(X.device) if isinstance(X, Tensor) else values.cpu().numpy()
+
+
+def _means_of_points(transform: Transform, y_KE: Tensor) -> Tensor:
+    """Points (K, D) that have these codes; on the sphere of "normalize" the points of that length."""
+    if transform.kind not in ("normalize", "standard_normalize"):
+        return transform.inverse_means(y_KE)
+    return y_KE.double() * _width(transform) + transform.shift_D
+
+
+def _covariances_of_points(transform: Transform, covariances_KEE: Tensor) -> Tensor:
+    """The same for covariances (K, D, D)."""
+    if transform.kind not in ("normalize", "standard_normalize"):
+        return transform.inverse_covariances(covariances_KEE)
+    width_D = _width(transform)
+    return covariances_KEE.double() * width_D[:, None] * width_D
+
+
+def _width(transform: Transform) -> Tensor:
+    return torch.where(transform.scale_D > 0, 1 / transform.scale_D.clamp_min(1e-300), 0)
+
+
+def _plain(value: Any) -> Any:
+    """Arrays and names as tensors and lists, which `torch.load(weights_only=True)` reads."""
+    if isinstance(value, dict):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, np.ndarray):
+        return (
+            {"names": value.tolist()} if value.dtype == object else {"array": torch.from_numpy(value.copy())}
+        )
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _unplain(value: Any) -> Any:
+    if isinstance(value, dict):
+        if set(value) == {"array"}:
+            return value["array"].numpy()
+        if set(value) == {"names"}:
+            return np.array(value["names"], dtype=object)
+        return {key: _unplain(inner) for key, inner in value.items()}
+    return type(value)(map(_unplain, value)) if isinstance(value, list | tuple) else value
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Lightning without its notes; and Ctrl-C as everywhere else in Python, where Lightning would exit."""
+    logger = logging.getLogger("pytorch_lightning")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            # Of a name that torch is about to rename; a user can do nothing about it.
+            warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
+            yield
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,71 @@
+"""A trained module as plain values and tensors: what pickles and files of an estimator hold.
+
+The format is that of Lightning's checkpoints, so `deepdpm-predict` reads what an estimator saved, and an
+estimator what `deepdpm-train` left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from deepdpm.module import DeepDPMModule
+from deepdpm.results import write_atomically
+
+Saved = dict[str, Any]
+
+
+def saved_state(module: DeepDPMModule) -> Saved:
+    """All of a trained module but its optimizers: hyperparameters, clusters and weights."""
+    return {
+        "pytorch-lightning_version": pl.__version__,
+        "hyper_parameters": dict(module.hparams),
+        "state_dict": _on_cpu(module.state_dict()),
+    }
+
+
+def restore(saved: Saved) -> DeepDPMModule:
+    """The module that `saved_state` took apart, on the CPU, ready to predict or to train on."""
+    module = DeepDPMModule(**saved["hyper_parameters"])
+    module.load_state_dict(saved["state_dict"])
+    return module.eval()
+
+
+def write_checkpoint(path: Path, saved: Saved) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        ValueError: the folder is not writable or the disk is full.
+    """
+    write_atomically(path, lambda file: torch.save(saved, file))
+
+
+def read_checkpoint(path: Path) -> Saved:
+    """Read a checkpoint to the CPU; nothing in it is executed.
+
+    Raises:
+        ValueError: the file is missing, damaged, or no checkpoint of DeepDPM.
+    """
+    if not path.is_file():
+        raise ValueError(f"There is no file {path}: give one that save() wrote, or the model.ckpt of a run.")
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        complete = bool(saved["hyper_parameters"]) and bool(saved["state_dict"]["_extra_state"])
+    except Exception as error:
+        # A damaged file can fail anywhere in the readers of zip, pickle and torch.
+        raise ValueError(
+            f"{path} is damaged or no model: give one that save() wrote, or a model.ckpt."
+        ) from error
+    if not complete:
+        raise ValueError(f"{path} holds no trained model: fit it first.")
+    return dict(saved)
+
+
+def _on_cpu(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _on_cpu(inner) for name, inner in value.items()}
+    return value.detach().cpu().clone() if isinstance(value, torch.Tensor) else value
