@@ -119,7 +119,8 @@ def subcluster_labels(
 
     Each cluster's points are projected on its first principal component and cut where the exact 2-means of
     the projections cuts them (published code, "kmeans_1d"). `in_full` goes on from there with Lloyd's
-    iterations in all dimensions ("kmeans"). A cluster whose points coincide is not cut: its subcluster 1 is empty.
+    iterations in all dimensions ("kmeans"). A cluster whose points coincide is not cut: its subcluster 1 is
+    empty.
 
     Shapes: x (M, D), labels (M,) in 0..K-1, stats of K sets (for the means and axes).
 
