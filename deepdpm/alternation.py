@@ -52,8 +52,9 @@ class AlternationSettings:
         ae_batch_size: rows in a step of the autoencoder; `trainer.batch_size` bounds it.
         ae_lr: learning rate of its Adam.
         ae_weight_decay: L2 penalty of its Adam.
-        lambda_: weight of the reconstruction, see `deepdpm.autoencoder.joint_loss`.
-        beta: weight of the distance to the centres.
+        lambda_: weight of the reconstruction in `lambda sum ||x - xhat||^2 + (beta / 2) sum ||code - mu_z||^2`,
+            summed over a batch: so it depends on the scale of the inputs.
+        beta: weight of the distance of (transformed) codes to their centres.
         regularization: "dist_loss" pulls codes to their centres; "cluster_loss" takes the cluster net's loss.
         cluster_assignments: a point's centre is the nearest ("min_dist"), the net's choice of the moment
             ("forward_pass"), or its choice at the start of the phase ("pseudo_label").

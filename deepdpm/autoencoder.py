@@ -186,9 +186,12 @@ Autoencoder = DenseAutoencoder | ConvAutoencoder
 
 
 def build_autoencoder(
-    settings: FeaturesSettings, num_dims: int, image_shape: Sequence[int] | None = None
+    settings: FeaturesSettings,
+    num_dims: int,
+    image_shape: Sequence[int] | None = None,
+    with_weights: bool = True,
 ) -> Autoencoder:
-    """Make the autoencoder of some settings, with its weight file loaded where one is set.
+    """Make the autoencoder of some settings, `with_weights` with its weight file loaded where one is set.
 
     Raises:
         ValueError: kind "none", a convolution over rows that are not images, or a weight file that does not
@@ -209,7 +212,7 @@ def build_autoencoder(
         model = ConvAutoencoder(image_shape, settings.latent_dim)
     else:
         raise ValueError("model.features.kind=none has no autoencoder; set it to dense or conv.")
-    if settings.weights is not None:
+    if with_weights and settings.weights is not None:
         load_published_weights(model, settings.weights)
     return model
 
@@ -238,23 +241,6 @@ def denoising_loss(
     if noise > 0:
         noisy_BD = x_BD + noise * torch.randn(x_BD.shape, generator=generator).to(x_BD)
     return reconstruction_loss(x_BD, model(noisy_BD)[1])
-
-
-def joint_loss(
-    x_BD: Tensor, reconstruction_BD: Tensor, code_BL: Tensor, centre_BL: Tensor, lambda_: float, beta: float
-) -> Tensor:
-    """Weigh reconstruction against the distance of each code to its centre, summed over the batch.
-
-    `lambda sum_i ||x_i - xhat_i||^2 + (beta / 2) sum_i ||code_i - mu_{z_i}||^2` (the paper's joint
-    objective, as its code weighs it). `centre_BL` holds for each point the centre of its cluster; no
-    gradient flows into it.
-
-    >>> x_BD, code_BL = torch.zeros(2, 3), torch.zeros(2, 2)
-    >>> joint_loss(x_BD, x_BD + 1, code_BL, code_BL + 1, lambda_=0.5, beta=2.0).item()
-    7.0
-    """
-    distance = (code_BL - centre_BL.detach()).square().sum()
-    return lambda_ * reconstruction_loss(x_BD, reconstruction_BD) + 0.5 * beta * distance
 
 
 PUBLISHED_CONV_NAMES = {

@@ -34,14 +34,22 @@ class Trace(Checkpoint):
         path: of the .csv; None keeps the rows in memory only.
         labels_N: true labels (N,) with -1 for none, or None.
         evaluate_every: epochs between two evaluations of NMI, ARI and ACC (from the training passes).
+        more_columns: what the module's `extra_numbers` adds to each row.
     """
 
-    def __init__(self, path: Path | None, labels_N: Tensor | None = None, evaluate_every: int = 1) -> None:
+    def __init__(
+        self,
+        path: Path | None,
+        labels_N: Tensor | None = None,
+        evaluate_every: int = 1,
+        more_columns: tuple[str, ...] = (),
+    ) -> None:
         if evaluate_every < 1:
             raise ValueError(
                 f"trainer.evaluate_every_n_epochs is {evaluate_every}: give a number of epochs from 1 on."
             )
         self.path, self.labels_N, self.evaluate_every = path, labels_N, evaluate_every
+        self.columns = TRACE_COLUMNS + more_columns
         self.rows: list[dict[str, Any]] = []
         self._earlier_seconds, self._started = 0.0, time.perf_counter()
 
@@ -54,9 +62,8 @@ class Trace(Checkpoint):
         """Begin the file, with the rows that a checkpoint brought."""
         self._started = time.perf_counter()
         if self.path is not None and trainer.is_global_zero:
-            write_text(
-                self.path, _csv_lines([dict(zip(TRACE_COLUMNS, TRACE_COLUMNS, strict=True)), *self.rows])
-            )
+            names = dict(zip(self.columns, self.columns, strict=True))
+            write_text(self.path, _csv_lines([names, *self.rows], self.columns))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Add the row of the epoch."""
@@ -64,15 +71,18 @@ class Trace(Checkpoint):
         self.rows.append(row)
         if self.path is not None and trainer.is_global_zero:
             with self.path.open("a", encoding="utf-8", newline="") as file:
-                file.write(_csv_lines([row]))
+                file.write(_csv_lines([row], self.columns))
 
     def _row(self, trainer: pl.Trainer, module: Any) -> dict[str, Any]:
         epoch, metrics = trainer.current_epoch, trainer.callback_metrics
         due = (epoch + 1) % self.evaluate_every == 0 and self.labels_N is not None
+        # While an autoencoder is pretrained, no point has a cluster.
+        due = due and bool((module.labels_N >= 0).all())
         scores = evaluate(self.labels_N, module.labels_N) if due else dict.fromkeys(("nmi", "ari", "acc"))
         losses = {name: _finite(metrics.get(name)) for name in ("cluster_loss", "subcluster_loss")}
         moves = "; ".join(map(str, module.moves_of_epoch))
-        return {"epoch": epoch, "num_clusters": int(module.num_clusters), "moves": moves, **losses, **scores}
+        row = {"epoch": epoch, "num_clusters": int(module.num_clusters), "moves": moves, **losses, **scores}
+        return row | module.extra_numbers
 
     def state_dict(self) -> dict[str, Any]:
         """Return rows and seconds for the checkpoint."""
@@ -90,9 +100,9 @@ def _finite(value: Any) -> float | None:
     return number if np.isfinite(number) else None
 
 
-def _csv_lines(rows: list[dict[str, Any]]) -> str:
+def _csv_lines(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> str:
     text = io.StringIO()
-    csv.DictWriter(text, TRACE_COLUMNS, lineterminator="\n").writerows(rows)
+    csv.DictWriter(text, columns, lineterminator="\n").writerows(rows)
     return text.getvalue()
 
 

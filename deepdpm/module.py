@@ -49,11 +49,13 @@ class DeepDPMModule(ClusteringModel):
         cluster_ids_K: stable identities (K,).
         moves_of_epoch: what changed at the end of the last epoch.
         labels_N: each training point's cluster when the last epoch met it (numbered as before its moves).
-        extra_numbers: what the run's trace says of an epoch besides.
+        trace_columns: what the run's trace says of an epoch besides; `extra_numbers` holds it.
 
     >>> DeepDPMModule(ModelSettings(init_k=2), num_dims=3).num_clusters
     2
     """
+
+    trace_columns: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -106,6 +108,11 @@ class DeepDPMModule(ClusteringModel):
             self.subcluster_nets = SubclusterNets(
                 num_dims, model.subcluster_hidden, num_clusters, model.subcluster_temperature
             )
+
+    @property
+    def total_epochs(self) -> int | None:
+        """None: the trainer's limit holds."""
+        return None
 
     # Training points ------------------------------------------------------------------------------------
 

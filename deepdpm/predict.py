@@ -28,12 +28,13 @@ def load_model(path: Path, device: str = "cpu") -> "DeepDPMModule":
     Raises:
         ValueError: the file is missing, damaged, or no checkpoint of DeepDPM.
     """
-    from deepdpm.module import DeepDPMModule
+    from deepdpm.joint import module_class
 
     if not path.is_file():
         raise ValueError(f"There is no checkpoint {path}: give the model.ckpt of a finished run.")
     try:
-        module = DeepDPMModule.load_from_checkpoint(path, map_location=device, weights_only=True)
+        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["hyper_parameters"]
+        module = module_class(saved).load_from_checkpoint(path, map_location=device, weights_only=True)
     except Exception as error:
         # A damaged file can fail anywhere in the readers of zip, pickle and torch.
         reason = (str(error).splitlines() or [type(error).__name__])[0]

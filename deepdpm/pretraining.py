@@ -53,8 +53,7 @@ class Pretraining(pl.LightningModule):
         x_BD, _ = batch
         if len(x_BD) < 2:
             return
-        words = np.random.SeedSequence([self.seed, self.current_epoch, batch_index]).generate_state(1)
-        generator = torch.Generator().manual_seed(int(words[0]))
+        generator = noise_generator(self.seed, self.current_epoch, batch_index)
         loss = denoising_loss(self.autoencoder, x_BD, self.features.noise, generator)
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
@@ -74,6 +73,11 @@ class Pretraining(pl.LightningModule):
             weight_decay=self.features.weight_decay,
             fused=True,  # a third of a step's time on a CPU otherwise
         )
+
+
+def noise_generator(*place: int) -> torch.Generator:
+    """Give the generator of a batch's noise, as a pure function of seed, epoch, batch and the like."""
+    return torch.Generator().manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
 
 
 @torch.inference_mode()

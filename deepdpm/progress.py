@@ -96,8 +96,17 @@ def numbers(row: dict[str, Any]) -> str:
         'K 10  loss 0.123  NMI 0.900'
         >>> numbers({"num_clusters": 1, "cluster_loss": None, "nmi": None})
         'K 1'
+        >>> numbers({"num_clusters": 1, "cluster_loss": None, "nmi": None, "phase": "pretrain",
+        ...          "alternation": 0, "reconstruction_loss": 3.25})
+        'pretrain  K 1  reconstruction 3.25'
     """
     parts = [f"K {row['num_clusters']}"]
+    if "phase" in row:
+        parts.insert(
+            0, row["phase"] if row["phase"] == "pretrain" else f"{row['phase']} {row['alternation'] + 1}"
+        )
+    if row.get("reconstruction_loss") is not None:
+        parts.append(f"reconstruction {row['reconstruction_loss']:.3g}")
     if row["cluster_loss"] is not None:
         parts.append(f"loss {row['cluster_loss']:.3g}")
     if row["nmi"] is not None:

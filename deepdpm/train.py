@@ -147,29 +147,39 @@ class _Job:
 
     def _fit(self, data: "CodesDataModule") -> Outcome:
         from deepdpm.callbacks import LastCheckpoint, StopOnSignal, Trace, save_checkpoint
+        from deepdpm.joint import JointModule
+        from deepdpm.phases import PhaseEnds
         from deepdpm.tracking import Pictures
 
         cfg, trainer_cfg = self.cfg, self.cfg.trainer
         checkpoint = resume_from(cfg.ckpt_path, self.folder, self.record["config_hash"])
-        module = make_module(cfg, data.num_dims)
+        module = make_module(cfg, data)
         trace = Trace(
-            self.folder / "trace.csv", data.dataset.train.labels, trainer_cfg.evaluate_every_n_epochs
+            self.folder / "trace.csv",
+            data.dataset.train.labels,
+            trainer_cfg.evaluate_every_n_epochs,
+            module.trace_columns,
         )
         console = Console(stderr=True, highlight=False)
         stop = StopOnSignal(console.print)
         callbacks = [trace, stop]
-        if trainer_cfg.lightning.get("enable_progress_bar", True):
+        shows = trainer_cfg.lightning.get("enable_progress_bar", True)
+        if shows:
             callbacks.append(EpochProgress(trace, console))
         self._start_tracking()
+        if isinstance(module, JointModule):
+            told = console if shows else None
+            callbacks.append(
+                PhaseEnds(trace, told, data.dataset.train.x, data.dataset.image_shape, self.tracking)
+            )
         if self.tracking is not None:
             callbacks.append(Pictures(self.tracking, trace, data.dataset.train.x))
         last = self.folder / "last.ckpt"
         callbacks.append(
             LastCheckpoint(last, trainer_cfg.checkpoint_every_n_epochs, self.record["config_hash"], stop)
         )
-        trainer = make_trainer(
-            cfg, callbacks, None if self.tracking is None else self.tracking.logger, self.folder
-        )
+        logger = None if self.tracking is None else self.tracking.logger
+        trainer = make_trainer(cfg, callbacks, logger, self.folder, module.total_epochs)
         self.is_main = trainer.is_global_zero
         try:
             with _tamed_interrupt():
@@ -291,15 +301,22 @@ def _make_data(cfg: DictConfig) -> "CodesDataModule":
     return data
 
 
-def make_module(cfg: DictConfig, num_dims: int) -> "DeepDPMModule":
-    """Make the module of a checked configuration for points of D dimensions."""
+def make_module(cfg: DictConfig, data: "CodesDataModule") -> "DeepDPMModule":
+    """Make the module of a checked configuration for a data set, with an autoencoder for `alternation=joint`."""
+    from deepdpm.joint import JointModule
     from deepdpm.module import DeepDPMModule
 
-    return DeepDPMModule(**config.settings_of(cfg), seed=cfg.seed, num_dims=num_dims)
+    common = {**config.settings_of(cfg), "seed": cfg.seed, "num_dims": data.num_dims}
+    if not OmegaConf.select(cfg, "alternation._target_"):
+        return DeepDPMModule(**common)
+    alternation = config.make_settings(config.to_plain(cfg.alternation))
+    return JointModule(**common, alternation=alternation, image_shape=data.dataset.image_shape)
 
 
-def make_trainer(cfg: DictConfig, callbacks: list[Any], logger: Any, folder: Path) -> "pl.Trainer":
-    """Make Lightning's trainer.
+def make_trainer(
+    cfg: DictConfig, callbacks: list[Any], logger: Any, folder: Path, total_epochs: int | None = None
+) -> "pl.Trainer":
+    """Make Lightning's trainer; a run without a limit of epochs gets that of its module, if it has one.
 
     Raises:
         ValueError: Lightning refuses an argument, or the machine lacks the device.
@@ -309,6 +326,8 @@ def make_trainer(cfg: DictConfig, callbacks: list[Any], logger: Any, folder: Pat
 
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     arguments = {**config.to_plain(cfg.trainer.lightning), "enable_progress_bar": False}
+    if arguments.get("max_epochs") == -1 and total_epochs is not None:
+        arguments["max_epochs"] = total_epochs
     try:
         return pl.Trainer(**arguments, callbacks=callbacks, logger=logger or False, default_root_dir=folder)
     except (MisconfigurationException, ValueError, TypeError) as error:

@@ -14,7 +14,6 @@ from deepdpm.autoencoder import (
     FeaturesSettings,
     build_autoencoder,
     denoising_loss,
-    joint_loss,
     load_published_weights,
     reconstruction_loss,
     save_weights,
@@ -124,22 +123,10 @@ def test_both_learn_to_reconstruct(generator: torch.Generator) -> None:
         assert reconstruction_loss(x_BD, model(x_BD)[1]).item() < 0.5 * before
 
 
-def test_losses_are_sums_over_the_batch(generator: torch.Generator) -> None:
+def test_the_loss_is_a_sum_over_the_batch(generator: torch.Generator) -> None:
     x_BD, back_BD = torch.randn(2, 6, 5, generator=generator).double()
-    code_BL, centre_BL = torch.randn(2, 6, 3, generator=generator).double()
-    by_rows = sum(
-        0.25 * (x - y).norm() ** 2 + 0.5 * 3.0 * (c - m).norm() ** 2
-        for x, y, c, m in zip(x_BD, back_BD, code_BL, centre_BL, strict=True)
-    )
-    torch.testing.assert_close(joint_loss(x_BD, back_BD, code_BL, centre_BL, lambda_=0.25, beta=3.0), by_rows)
-
-
-def test_joint_loss_pulls_codes_and_leaves_centres_alone() -> None:
-    code_BL = torch.ones(2, 3, requires_grad=True)
-    centre_BL = torch.zeros(2, 3, requires_grad=True)
-    joint_loss(torch.zeros(2, 4), torch.zeros(2, 4), code_BL, centre_BL, lambda_=1.0, beta=2.0).backward()
-    assert centre_BL.grad is None
-    torch.testing.assert_close(code_BL.grad, torch.full((2, 3), 2.0))
+    by_rows = sum((x - y).norm() ** 2 for x, y in zip(x_BD, back_BD, strict=True))
+    torch.testing.assert_close(reconstruction_loss(x_BD, back_BD), by_rows)
 
 
 def test_noise_is_of_the_generator_and_zero_noise_is_none() -> None:
