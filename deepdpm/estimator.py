@@ -486,7 +486,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(key): _plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
+        return type(value)(map(_plain, value))
     if isinstance(value, np.ndarray):
         return (
             {"names": value.tolist()} if value.dtype == object else {"array": torch.from_numpy(value.copy())}
