@@ -388,7 +388,7 @@ def _check_added(node: DictConfig) -> None:
 
 
 def _check_key(full_key: str, schema: DictConfig, name: str, value: Any) -> None:
-    if name not in schema:
+    if name not in list(schema):  # `in` alone overlooks settings without a default
         raise ValueError(f"Unknown setting {full_key}: choose of {_choices(schema)}.")
     try:
         OmegaConf.update(schema, name, value)

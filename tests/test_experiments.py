@@ -42,10 +42,14 @@ def test_the_tables_of_the_paper_are_there() -> None:
     assert set(wanted) <= set(rows)
 
 
-@pytest.mark.parametrize("table", sorted({path.parent.name for path in FILES}))
-def test_every_table_has_a_plan_of_distinct_jobs(table: str, tmp_path: Path) -> None:
-    jobs = plan(table, (0,), tmp_path)
-    assert jobs
+@pytest.mark.parametrize(
+    ("table", "row"), [("runtime", "dimensions"), ("sweeps", "alpha"), ("ablation", "defaults")]
+)
+def test_a_row_with_values_of_its_own_has_a_plan_of_distinct_jobs(
+    table: str, row: str, tmp_path: Path
+) -> None:
+    jobs = plan(table, (0,), tmp_path, (), [row])
+    assert len(jobs) > 1
     assert len({job.folder for job in jobs}) == len(jobs)
     assert len({job.config_hash for job in jobs}) == len(jobs)
 
