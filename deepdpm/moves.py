@@ -27,14 +27,13 @@ class MoveSettings:
             paper's: one split or merge step, proposed by the subclusters and by the nearest centres.
         sample_size: points that the search sees, and that fresh subclusters start from.
         seeds: "search": k-means centres that the search starts from, at the most.
-        valleys: "search": the steps of merging. Clusters are merged while the density's valley between them is
-            higher than this fraction of its lower peak.
-        tolerance: "search": the coarsest step is taken whose stability (a mean adjusted Rand index between what
-            the sample and its halves give) is within this of the best.
-        hopeless: "search": merging ends once the stability has fallen by more than this.
+        valleys: "search": the steps of merging. Clusters are merged while the density's valley between them
+            is higher than this fraction of its lower peak.
+        tolerance: "search": merging goes on while the stability (a mean adjusted Rand index between what the
+            sample and its halves give) is within this of the best so far; the coarsest such step is taken.
         least_stability: "search": below this there is one cluster.
         min_half: "search": halves of fewer points are not tried; then the last step of merging counts.
-        clear_valley: "search": later steps split a cluster if the valley between its halves is lower than this.
+        clear_valley: "search": later steps split a cluster if the valley between its halves is lower.
         min_points: "published": both halves of a split need more points than this.
         neighbours: "published": merges are offered to each centre with so many of its nearest.
         split_prob: "published": accept a split with this probability, in place of the Hastings ratio.
@@ -51,14 +50,13 @@ class MoveSettings:
     """
 
     kind: MovesKind = "search"
-    sample_size: int = 20_000
+    sample_size: int = 6_000
     seeds: int = 128
-    valleys: tuple[float, ...] = (0.95, 0.85, 0.75, 0.65, 0.55)
-    tolerance: float = 0.05
-    hopeless: float = 0.3
-    least_stability: float = 0.2
+    valleys: tuple[float, ...] = (0.9, 0.75, 0.6, 0.5, 0.4, 0.3)
+    tolerance: float = 0.03
+    least_stability: float = 0.3
     min_half: int = 50
-    clear_valley: float = 0.4
+    clear_valley: float = 0.2
     min_points: int = 5
     neighbours: int = 2
     split_prob: float | None = None

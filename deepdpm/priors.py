@@ -375,7 +375,8 @@ class PriorSettings:
         sigma_scale: the factor s of "isotropic" and "data_std".
         sigma_scale_step: after n earlier clusterings (joint features) s is divided by n times this.
         pi_prior: "uniform" smooths the weights by `dirichlet_count`; "none" leaves them as they are.
-        dirichlet_count: the smoothing count c of the weights.
+        dirichlet_count: the smoothing count c of the weights, in shares of the data (the authors' 0.1
+            evens out unequal clusters).
         use_prior: False takes maximum-likelihood estimates in the M-step. Moves still use the prior.
         cov_const: what is then added to each variance.
 
@@ -396,7 +397,7 @@ class PriorSettings:
     sigma_scale: float = 0.005
     sigma_scale_step: float = 1.0
     pi_prior: Literal["uniform", "none"] = "uniform"
-    dirichlet_count: float = 0.1
+    dirichlet_count: float = 1e-6
     use_prior: bool = True
     cov_const: float = 0.005
 

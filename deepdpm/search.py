@@ -1,12 +1,12 @@
 """The default moves: the whole structure, found on a sample from many proposals, and checked on its halves.
 
-1. Many k-means centres, EM, and merges for as long as the evidence grows: the finest structure the data pay for.
-   One cluster alone is always tried beside it.
-2. Merges of clusters with no valley of the density between them (`separation.py`), the valley's depth asked for
-   growing from step to step; EM after each round.
-3. Which step to believe: the coarsest whose clusters come back when each half of the sample is clustered by itself
-   (Lange et al. 2004). Gaussian clusters that overlap come back as they are and are not merged; the pieces into
-   which evidence cuts a curved or heavy-tailed cluster do not.
+1. Many k-means centres, EM, and merges for as long as the evidence grows: the finest structure that the data
+   pay for. One cluster alone is always tried beside it.
+2. Merges of clusters with no valley of the density between them (`separation.py`), the valley's depth asked
+   for growing from step to step; EM after each round.
+3. Which step to believe: the coarsest whose clusters come back when each half of the sample is clustered by
+   itself (Lange et al. 2004). Gaussian clusters that overlap come back as they are and are not merged; the
+   pieces into which evidence cuts a curved or heavy-tailed cluster do not.
 
 Legend: M points, D dimensions, K clusters, P pairs.
 """
@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deepdpm.linalg import cholesky
 from deepdpm.kmeans import kmeans_labels, subcluster_labels
+from deepdpm.linalg import cholesky
 from deepdpm.metrics import adjusted_rand_index, contingency
 from deepdpm.mixture import Mixture
 from deepdpm.moves import MoveSettings, merge_log_ratios, split_log_ratios
@@ -89,18 +89,21 @@ def search(
             path.append(coarsened(path[-1], threshold))
         levels.append(_stability(paths))
         best = max(best, levels[-1])
-        if levels[-1] < best - settings.hopeless:
+        if levels[-1] < best - settings.tolerance:
             break
     chosen = max(level for level, stability in enumerate(levels) if stability >= best - settings.tolerance)
-    found = paths[0][chosen]
-    if best < settings.least_stability:
-        found = _single(x_MD, prior)
+    found = paths[0][chosen] if best > settings.least_stability else _single(x_MD, prior)
     return found.labels_M, found.prior
 
 
 def _stability(paths: list[list[Partition]]) -> float:
-    """Mean adjusted Rand index between what the sample and its halves say of all points; 1 without halves."""
+    """Mean adjusted Rand index between what the sample and its halves say of all points; 1 without halves.
+
+    One cluster comes back from any data, so this says nothing of it: it counts as 0.
+    """
     x_MD = paths[0][0].x_MD
+    if paths[0][-1].num_clusters == 1:
+        return 0.0
     labels = [path[-1].mixture.log_joint_NK(x_MD).argmax(1).cpu() for path in paths]
     scores = [
         float(adjusted_rand_index(contingency(labels[i], labels[j])))
@@ -146,11 +149,13 @@ def _soft_stats(x_MD: Tensor, log_joint_MK: Tensor) -> SufficientStats:
 
 
 def _single(x_MD: Tensor, prior: NormalPrior) -> Partition:
-    return expectation_maximisation(x_MD, torch.zeros(len(x_MD), dtype=torch.long, device=x_MD.device), prior, 1)
+    return expectation_maximisation(
+        x_MD, torch.zeros(len(x_MD), dtype=torch.long, device=x_MD.device), prior, 1
+    )
 
 
 def finest(x_MD: Tensor, prior: NormalPrior, settings: MoveSettings, generator: torch.Generator) -> Partition:
-    """The partition of greatest evidence that merges of many k-means cells reach; one cluster if that is better."""
+    """The partition of greatest evidence reached by merges of many k-means cells, or one cluster if better."""
     seeds = max(1, min(settings.seeds, len(x_MD) // _POINTS_PER_SEED))
     labels_M = kmeans_labels(x_MD, seeds, generator, max_iter=20)
     found = expectation_maximisation(x_MD, labels_M, prior, 8)
@@ -175,17 +180,21 @@ def _evidence(partition: Partition) -> float:
 
 
 def neighbours(partition: Partition) -> Tensor:
-    """Pairs (P, 2) worth a merge: each cluster with those it shares most points with, and with the nearest ones."""
+    """Pairs (P, 2) worth a merge: each cluster with those it shares most points with, and the nearest."""
     num_clusters = partition.num_clusters
     posterior_MK = partition.log_joint_MK.softmax(1)
     shared_KK = (posterior_MK.T @ posterior_MK).double()
     own_K = shared_KK.diagonal().clamp_min(torch.finfo(torch.float64).tiny).sqrt()
     shared_KK = shared_KK / own_K[:, None] / own_K
     pooled_DD = partition.mixture.covariances_KDD.double().mean(0)
-    white_KD = torch.linalg.solve_triangular(cholesky(pooled_DD), partition.mixture.means_KD.double().T, upper=False).T
+    white_KD = torch.linalg.solve_triangular(
+        cholesky(pooled_DD), partition.mixture.means_KD.double().T, upper=False
+    ).T
     distance_KK = torch.cdist(white_KD, white_KD)
     eye_KK = torch.eye(num_clusters, dtype=torch.bool, device=distance_KK.device)
-    by_share = (shared_KK + 1e-12 / (1 + distance_KK)).masked_fill(eye_KK, -1).topk(min(4, num_clusters - 1)).indices
+    by_share = (
+        (shared_KK + 1e-12 / (1 + distance_KK)).masked_fill(eye_KK, -1).topk(min(4, num_clusters - 1)).indices
+    )
     nearest = distance_KK.masked_fill(eye_KK, torch.inf).topk(min(2, num_clusters - 1), largest=False).indices
     partners_KC = torch.cat([by_share, nearest], 1)
     own_KC = torch.arange(num_clusters, device=partners_KC.device)[:, None].expand_as(partners_KC)
@@ -193,10 +202,10 @@ def neighbours(partition: Partition) -> Tensor:
 
 
 def coarsened(found: Partition, threshold: float) -> Partition:
-    """The partition after merges of all neighbours whose valley is shallower than `threshold` of the lower peak.
+    """The partition after merges of all neighbours whose valley is above `threshold` of the lower peak.
 
-    Half of the merges that don't touch each other are made in each round, those first that lose the least evidence
-    a point; then EM.
+    Half of the merges that don't touch each other are made in each round, those first that lose the least
+    evidence a point; then EM.
     """
     for _ in range(_MOST_ROUNDS):
         if found.num_clusters < 2:
@@ -234,14 +243,16 @@ def _revise(found: Partition, settings: MoveSettings) -> Partition:
     halves = SufficientStats.from_labels(found.x_MD, 2 * found.labels_M + side_M, 2 * num_clusters)
     first_K = 2 * torch.arange(num_clusters, device=side_M.device)
     pairs_K2 = torch.stack([first_K, first_K + 1], 1)
-    gain_K = split_log_ratios(found.prior, halves, found.prior.alpha, settings.min_points)
-    split = Mixture.m_step(found.prior, halves)
+    # A prior fitted to clusters that are too wide would hold their halves wide.
+    prior = fit_empirical_bayes(found.prior, halves)
+    gain_K = split_log_ratios(prior, halves, prior.alpha, settings.min_points)
+    split = Mixture.m_step(prior, halves)
     ratio_K = valley_ratios(found.x_MD, 2 * found.labels_M + side_M, halves, split, pairs_K2)
     accepted_K = (gain_K > 0) & (ratio_K < settings.clear_valley)
     if accepted_K.any():
         side_M = torch.where(accepted_K[found.labels_M], side_M, 0)
         labels_M = (2 * found.labels_M + side_M).unique(return_inverse=True)[1]
-        return expectation_maximisation(found.x_MD, labels_M, found.prior, 2)
+        return expectation_maximisation(found.x_MD, labels_M, prior, 2)
     if num_clusters > 1:
         pairs_P2 = neighbours(found)
         gain_P = merge_log_ratios(found.prior, stats, pairs_P2, found.prior.alpha)

@@ -3,8 +3,8 @@
 Evidence alone cannot say whether two Gaussians are one curved or heavy-tailed cluster: it prefers two in both
 cases. The density can: between two clusters it falls and rises again. This is where we go beyond the paper.
 
-Legend: N points, M points of each cluster at the most, D dimensions, K clusters, P pairs, G places on a line; a
-final 2 is the two clusters of a pair.
+Legend: N points, M points of each cluster at the most, D dimensions, K clusters, P pairs, G places on a
+line; a final 2 is the two clusters of a pair.
 """
 
 from __future__ import annotations
@@ -31,11 +31,12 @@ def valley_ratios(
 ) -> Tensor:
     """The density's valley between the clusters of each pair over its lower peak, in 0..1 (P,).
 
-    The greatest of four views, so that clusters count as apart only if they are so from every side: the kernel
-    density along the line between the means in three metrics (the pair's own covariance, the pooled one, and the
-    plain one), and the ridge line of the two Gaussians (Ray and Lindsay 2005, eq. 4). A direction fitted to few
-    points shows a valley where there is none. So each point is projected on the direction found without it, and
-    every metric fades to the covariance pooled over all clusters where a pair has fewer than D^2 points.
+    The greatest of four views, so that clusters count as apart only if they are so from every side: the
+    kernel density along the line between the means in three metrics (the pair's own covariance, the pooled
+    one, and the plain one), and the ridge line of the two Gaussians (Ray and Lindsay 2005, eq. 4). A direction
+    fitted to few points shows a valley where there is none. So each point is projected on the direction found
+    without it, and every metric fades to the covariance pooled over all clusters where a pair has fewer than
+    D^2 points.
 
     Shapes: x (N, D), labels (N,) in 0..K-1, statistics and mixture of the K clusters, pairs (P, 2).
 
@@ -48,13 +49,15 @@ def valley_ratios(
     """
     clusters = _Clusters.of(x_ND, labels_N, stats, mixture)
     step = max(1, _CHUNK_ELEMENTS // (MOST_POINTS * stats.num_dims))
-    parts = [_greatest_view(clusters, pairs_P2[start : start + step]) for start in range(0, len(pairs_P2), step)]
+    parts = [
+        _greatest_view(clusters, pairs_P2[start : start + step]) for start in range(0, len(pairs_P2), step)
+    ]
     return torch.cat(parts) if parts else stats.count_K.new_zeros(0)
 
 
 @dataclass(frozen=True)
 class _Clusters:
-    """What the views need of the clusters: points_KMD, valid_KM, count_K, mean_KD, covariance_KDD, pooled_DD."""
+    """What the views need of the clusters; `valid_KM` says which of the thinned points are real."""
 
     points_KMD: Tensor
     valid_KM: Tensor
@@ -72,7 +75,7 @@ class _Clusters:
 
 
 def _thinned(x_ND: Tensor, labels_N: Tensor, num_clusters: int) -> tuple[Tensor, Tensor]:
-    """At most M points of each cluster, evenly taken: points (K, M, D) in float64 and which are real (K, M)."""
+    """At most M points of each cluster, evenly taken: points (K, M, D) and which are real (K, M)."""
     order_N = labels_N.argsort(stable=True)
     count_K = torch.bincount(labels_N, minlength=num_clusters)
     first_K = count_K.cumsum(0) - count_K
@@ -94,7 +97,9 @@ def _greatest_view(clusters: _Clusters, pairs_P2: Tensor) -> Tensor:
     )[:, :, None, None]
     both_P = count_P2.sum(1)[:, None, None]
     pair_PDD = (count_P2[:, :, None, None] * clusters.covariance_KDD[pairs_P2]).sum(1)
-    plain_DD = torch.eye(num_dims, dtype=faded.dtype, device=faded.device) * clusters.pooled_DD.diagonal().mean()
+    plain_DD = (
+        torch.eye(num_dims, dtype=faded.dtype, device=faded.device) * clusters.pooled_DD.diagonal().mean()
+    )
     metrics = (
         (pair_PDD + faded) / (both_P + num_dims**2),
         clusters.pooled_DD.expand(len(pairs_P2), -1, -1),
@@ -103,9 +108,7 @@ def _greatest_view(clusters: _Clusters, pairs_P2: Tensor) -> Tensor:
     points_P2MD = clusters.points_KMD[pairs_P2] - clusters.mean_KD[left_P][:, None, None]
     valid_P2M = clusters.valid_KM[pairs_P2]
     offset_PD = clusters.mean_KD[right_P] - clusters.mean_KD[left_P]
-    views = [
-        _line_view(points_P2MD, valid_P2M, offset_PD, count_P2, metric_PDD) for metric_PDD in metrics
-    ]
+    views = [_line_view(points_P2MD, valid_P2M, offset_PD, count_P2, metric_PDD) for metric_PDD in metrics]
     views.append(_ridge_view(offset_PD, own_P2DD, count_P2))
     ratio_P = torch.stack(views).nan_to_num(nan=1.0).amax(0)
     # Of one or two points nothing can be said.
@@ -116,7 +119,7 @@ def _line_view(
     points_P2MD: Tensor, valid_P2M: Tensor, offset_PD: Tensor, count_P2: Tensor, metric_PDD: Tensor
 ) -> Tensor:
     """The valley of the points' density along `metric^-1 (mu_right - mu_left)`; the means lie at 0 and 1."""
-    num_pairs, _, num_points, num_dims = points_P2MD.shape
+    num_pairs, num_dims = offset_PD.shape
     factor_PDD = cholesky(metric_PDD)
     flat_PED = points_P2MD.reshape(num_pairs, -1, num_dims)
     white_P2MD = torch.linalg.solve_triangular(factor_PDD, flat_PED.mT, upper=False).mT.view_as(points_P2MD)
@@ -124,17 +127,23 @@ def _line_view(
     square_P = delta_PD.square().sum(1).clamp_min(torch.finfo(torch.float64).tiny)
     means_P2D = torch.stack([torch.zeros_like(delta_PD), delta_PD], 1)
     # Without point i the mean of its cluster moves by -(x_i - mean) / (n - 1), and the direction with it.
-    shift_P2 = torch.tensor([1.0, -1.0], dtype=delta_PD.dtype, device=delta_PD.device) / (count_P2 - 1).clamp_min(1)
-    direction_P2MD = delta_PD[:, None, None] + shift_P2[:, :, None, None] * (white_P2MD - means_P2D[:, :, None])
-    place_P2M = ((white_P2MD - delta_PD[:, None, None] / 2) * direction_P2MD).sum(3) / square_P[:, None, None] + 0.5
+    shift_P2 = torch.tensor([1.0, -1.0], dtype=delta_PD.dtype, device=delta_PD.device) / (
+        count_P2 - 1
+    ).clamp_min(1)
+    direction_P2MD = delta_PD[:, None, None] + shift_P2[:, :, None, None] * (
+        white_P2MD - means_P2D[:, :, None]
+    )
+    place_P2M = ((white_P2MD - delta_PD[:, None, None] / 2) * direction_P2MD).sum(3) / square_P[
+        :, None, None
+    ] + 0.5
     return _kernel_valley(place_P2M, valid_P2M, count_P2)
 
 
 def _kernel_valley(place_P2M: Tensor, valid_P2M: Tensor, count_P2: Tensor) -> Tensor:
     """Valley over lower peak of a Gaussian kernel density, with the peaks sought around 0 and around 1 (P,).
 
-    Bandwidth: Silverman's rule for the narrower cluster. Points are binned linearly, and the bins convolved in
-    Fourier space.
+    Bandwidth: Silverman's rule for the narrower cluster. Points are binned linearly, and the bins convolved
+    in Fourier space.
     """
     taken_P2 = valid_P2M.sum(2).clamp_min(1)
     mean_P2 = (place_P2M * valid_P2M).sum(2) / taken_P2
@@ -149,9 +158,13 @@ def _kernel_valley(place_P2M: Tensor, valid_P2M: Tensor, count_P2: Tensor) -> Te
     bins_PG = torch.zeros(len(bin_PE), 2 * _NUM_BINS, dtype=position_PE.dtype, device=position_PE.device)
     bins_PG.scatter_add_(1, bin_PE, weight_PE * (1 - (position_PE - bin_PE)))
     bins_PG.scatter_add_(1, bin_PE + 1, weight_PE * (position_PE - bin_PE))
-    frequency = 2 * math.pi * torch.fft.rfftfreq(2 * _NUM_BINS, width, dtype=bins_PG.dtype, device=bins_PG.device)
+    frequency = (
+        2 * math.pi * torch.fft.rfftfreq(2 * _NUM_BINS, width, dtype=bins_PG.dtype, device=bins_PG.device)
+    )
     smooth = torch.exp(-0.5 * (frequency * bandwidth_P[:, None]).square())
-    density_PG = torch.fft.irfft(torch.fft.rfft(bins_PG) * smooth, n=2 * _NUM_BINS)[:, :_NUM_BINS].clamp_min(0)
+    density_PG = torch.fft.irfft(torch.fft.rfft(bins_PG) * smooth, n=2 * _NUM_BINS)[:, :_NUM_BINS].clamp_min(
+        0
+    )
     place_G = _LINE[0] + (torch.arange(_NUM_BINS, device=density_PG.device) + 0.5) * width
     left, right = (place_G >= -0.5) & (place_G <= 0.5), (place_G > 0.5) & (place_G <= 1.5)
     left_peak_P, left_at_P = density_PG.masked_fill(~left, -1).max(1)
@@ -165,12 +178,14 @@ def _kernel_valley(place_P2M: Tensor, valid_P2M: Tensor, count_P2: Tensor) -> Te
 def _ridge_view(offset_PD: Tensor, covariance_P2DD: Tensor, count_P2: Tensor) -> Tensor:
     """The deepest valley of the two Gaussians' density along their ridge line, over its lower peak (P,).
 
-    On `x(a) = [(1 - a) Sigma_1^-1 + a Sigma_2^-1]^-1 [(1 - a) Sigma_1^-1 mu_1 + a Sigma_2^-1 mu_2]` lie all modes
-    of the sum. The distance of the means is first freed of what their sampling error adds to it.
+    On `x(a) = [(1 - a) Sigma_1^-1 + a Sigma_2^-1]^-1 [(1 - a) Sigma_1^-1 mu_1 + a Sigma_2^-1 mu_2]` lie all
+    modes of the sum. The distance of the means is first freed of what their sampling error adds to it.
     """
     num_dims = offset_PD.shape[1]
     pooled_PDD = (count_P2[:, :, None, None] * covariance_P2DD).sum(1) / count_P2.sum(1)[:, None, None]
-    white_PD = torch.linalg.solve_triangular(cholesky(pooled_PDD), offset_PD[:, :, None], upper=False)[:, :, 0]
+    white_PD = torch.linalg.solve_triangular(cholesky(pooled_PDD), offset_PD[:, :, None], upper=False)[
+        :, :, 0
+    ]
     square_P = white_PD.square().sum(1).clamp_min(torch.finfo(torch.float64).tiny)
     kept_P = ((square_P - num_dims * (1 / count_P2).sum(1)).clamp_min(0) / square_P).sqrt()
     factor_PDD = cholesky(covariance_P2DD[:, 0])
@@ -178,7 +193,9 @@ def _ridge_view(offset_PD: Tensor, covariance_P2DD: Tensor, count_P2: Tensor) ->
     second_PDD = torch.linalg.solve_triangular(factor_PDD, half_PDD.mT, upper=False)
     variance_PD, axes_PDD = torch.linalg.eigh((second_PDD + second_PDD.mT) / 2)
     variance_PD = variance_PD.clamp_min(1e-12)
-    offset_PD1 = torch.linalg.solve_triangular(factor_PDD, (kept_P[:, None] * offset_PD)[:, :, None], upper=False)
+    offset_PD1 = torch.linalg.solve_triangular(
+        factor_PDD, (kept_P[:, None] * offset_PD)[:, :, None], upper=False
+    )
     mean_P1D = (axes_PDD.mT @ offset_PD1).mT
     a_G1 = torch.linspace(0, 1, _NUM_RIDGE, dtype=variance_PD.dtype, device=variance_PD.device)[:, None]
     variance_P1D = variance_PD[:, None]
