@@ -155,7 +155,7 @@ def _single(x_MD: Tensor, prior: NormalPrior) -> Partition:
 
 
 def finest(x_MD: Tensor, prior: NormalPrior, settings: MoveSettings, generator: torch.Generator) -> Partition:
-    """The partition of greatest evidence reached by merges of many k-means cells, or one cluster if better."""
+    """The partition of greatest evidence that merges of k-means cells reach, or one cluster if better."""
     seeds = max(1, min(settings.seeds, len(x_MD) // _POINTS_PER_SEED))
     labels_M = kmeans_labels(x_MD, seeds, generator, max_iter=20)
     found = expectation_maximisation(x_MD, labels_M, prior, 8)

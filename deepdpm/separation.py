@@ -33,10 +33,10 @@ def valley_ratios(
 
     The greatest of four views, so that clusters count as apart only if they are so from every side: the
     kernel density along the line between the means in three metrics (the pair's own covariance, the pooled
-    one, and the plain one), and the ridge line of the two Gaussians (Ray and Lindsay 2005, eq. 4). A direction
-    fitted to few points shows a valley where there is none. So each point is projected on the direction found
-    without it, and every metric fades to the covariance pooled over all clusters where a pair has fewer than
-    D^2 points.
+    one, and the plain one), and the ridge line of the two Gaussians (Ray and Lindsay 2005, eq. 4). A
+    direction fitted to few points shows a valley where there is none. So each point is projected on the
+    direction found without it, and every metric fades to the covariance pooled over all clusters where a pair
+    has fewer than D^2 points.
 
     Shapes: x (N, D), labels (N,) in 0..K-1, statistics and mixture of the K clusters, pairs (P, 2).
 
