@@ -21,6 +21,8 @@ from torch import Tensor
 
 from deepdpm.callbacks import Trace
 from deepdpm.data import CodesDataModule, Dataset, Samples
+from deepdpm.data.samples import make_labels
+from deepdpm.metrics import evaluate
 from deepdpm.module import DeepDPMModule
 from deepdpm.moves import MoveSettings
 from deepdpm.priors import PriorSettings
@@ -307,12 +309,25 @@ class DeepDPM(ClusterMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
                 x_ND = torch.from_numpy(np.array(array, dtype=np.float32, order="C"))
         else:
             x_ND = X.detach().flatten(1) if X.ndim > 2 else X.detach()
-            # The checks of shape and D need no values.
-            validate_data(self, np.empty(x_ND.shape, dtype=bool), reset=reset, ensure_min_samples=least)
+            self._check_shape(x_ND, reset, least)
             x_ND = x_ND.to(torch.float32)
         if not bool(x_ND.isfinite().all()):
             raise ValueError("X has NaN, infinity or values beyond float32: remove or fill them.")
         return x_ND
+
+    def _check_shape(self, x_ND: Tensor, reset: bool, least: int) -> None:
+        """What scikit-learn's own check does, for tensors, which have no names of columns."""
+        if x_ND.ndim != 2 or x_ND.shape[1] == 0:
+            raise ValueError(f"X has the shape {tuple(x_ND.shape)}: give a row for each point.")
+        if len(x_ND) < least:
+            raise ValueError(f"X has {len(x_ND)} points: give at least {least}.")
+        if reset:
+            self.n_features_in_ = x_ND.shape[1]
+            vars(self).pop("feature_names_in_", None)
+        elif x_ND.shape[1] != self.n_features_in_:
+            raise ValueError(
+                f"X has {x_ND.shape[1]} features, but DeepDPM is expecting {self.n_features_in_} features."
+            )
 
     def _fitted(self, X: Any) -> tuple[DeepDPMModule, Tensor]:
         """The module where the points are, and the points."""
@@ -377,6 +392,57 @@ class DeepDPM(ClusterMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
             y_NE[of_k] = mixture.means_KD[k].cpu().double() + offset
         y_NE = y_NE.to(transform.shift_D.device)
         return _means_of_points(transform, y_NE).cpu().numpy(), z_N.numpy()
+
+    def explain(
+        self,
+        path: str | Path | None = None,
+        X: Any = None,
+        y: Any = None,
+        *,
+        title: str = "Clusters",
+        plane: str = "pca",
+        image_shape: tuple[int, int, int] | None = None,
+    ) -> str | Path:
+        """Write one HTML page about the clusters, or return its text where no path is given.
+
+        It shows points (N, D), or those that `fit` remembers; with true labels y (N,), whole numbers with -1
+        for none, also the classes. `plane` is "pca" or "umap"; `image_shape` (C, H, W) shows rows as images.
+
+        Raises:
+            ValueError: points of another D, labels of another length, or a file that cannot be written.
+        """
+        from deepdpm.report.clustering import Clustering
+        from deepdpm.report.single import page, write_page
+
+        check_is_fitted(self, "module_")
+        points = self._remembered_ND if X is None else X
+        module, x_ND = self._fitted(points)
+        if len(x_ND) == 0:
+            raise ValueError("A model that was loaded from a run remembers no points: give some as X.")
+        labels_N, confidence_N = module.assign(x_ND)
+        truth_N = None if y is None else make_labels(y, len(x_ND), "y")
+        names = getattr(self, "feature_names_in_", None)
+        dataset = Dataset(
+            title,
+            Samples(x_ND.cpu(), truth_N),
+            feature_names=None if names is None else tuple(map(str, names)),
+            image_shape=image_shape,
+        )
+        found = Clustering(
+            title=title,
+            dataset=dataset,
+            labels_N=labels_N.cpu().numpy(),
+            confidence_N=confidence_N.cpu().numpy(),
+            module=module,
+            history=self.history_,
+            numbers={
+                "log_likelihood": self.score(x_ND),
+                **({} if y is None else evaluate(truth_N, labels_N)),
+            },
+            settings="\n".join(f"{name}: {value}" for name, value in self.get_params().items()),
+            max_epochs=self.max_epochs,
+        )
+        return page(found, plane) if path is None else write_page(found, Path(path), plane)
 
     # Keep --------------------------------------------------------------------------------------------------
 

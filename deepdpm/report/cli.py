@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from deepdpm.report.single import write_run_report
 from deepdpm.report.write import write_report
 
 
@@ -15,17 +16,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="deepdpm-report",
         description="Write Markdown, CSV, LaTeX and one HTML page from folders of runs. Only "
-        "result.json is read, and trace.csv for the figures.",
+        "result.json is read, and trace.csv for the figures. The folder of one run gets a page of its own, "
+        "report.html, from its model and data.",
     )
     parser.add_argument(
         "folders", nargs="*", default=["multirun_outputs"], help="folders of runs (multirun_outputs)"
     )
     parser.add_argument("-o", "--out", type=Path, help="where to write (the first folder's report/)")
     parser.add_argument("--title", default="DeepDPM: results", help="the page's title")
+    parser.add_argument(
+        "--map", default="pca", choices=["pca", "umap"], help="the map on the page of one run"
+    )
     options = parser.parse_args(arguments)
-    out = options.out or Path(options.folders[0]) / "report"
+    first = Path(options.folders[0])
     try:
-        page = write_report(options.folders, out, options.title)
+        if len(options.folders) == 1 and (first / "result.json").is_file():
+            page = write_run_report(first, options.out or first / "report.html", options.map)
+        else:
+            page = write_report(options.folders, options.out or first / "report", options.title)
     except (ValueError, OSError) as error:
         print(f"deepdpm-report: {error}", file=sys.stderr)
         raise SystemExit(1) from None

@@ -18,18 +18,18 @@ from matplotlib.ticker import MaxNLocator
 from deepdpm.report.aggregate import Row, Table
 from deepdpm.report.runs import Run, read_trace
 
-_INK = "#010203"  # replaced by currentColor in the SVG
+INK = "#010203"  # replaced by currentColor in the SVG
 _PALETTE = ("#3b82c4", "#d97a2b", "#3f9d63", "#b65fb8", "#c9503f", "#7d7fd1", "#8a8f2a", "#2a9d9d")
-_STYLE: dict[str, Any] = {
+STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "deepdpm",
     "font.family": "sans-serif",
     "font.size": 11,
-    "text.color": _INK,
-    "axes.edgecolor": _INK,
-    "axes.labelcolor": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.prop_cycle": cycler(color=_PALETTE),
@@ -51,7 +51,7 @@ class Picture:
 def build_figures(tables: Sequence[Table]) -> list[Picture]:
     """Return every figure that the runs behind the tables allow."""
     pictures: list[Picture] = []
-    with mpl.rc_context(_STYLE):  # type: ignore[arg-type]
+    with mpl.rc_context(STYLE):  # type: ignore[arg-type]
         for table in tables:
             for draw in (clusters_by_epoch, clusters_by_init_k, time_by_size):
                 picture = draw(table)
@@ -181,9 +181,7 @@ def _heat_map(
         counts[place] = np.mean([run.metrics.get("num_clusters", np.nan) for run in runs])
 
     def draw(axes: Axes) -> None:
-        colours = axes.pcolormesh(
-            np.ma.masked_invalid(values), cmap="viridis", edgecolors=_INK, linewidth=0.2
-        )
+        colours = axes.pcolormesh(np.ma.masked_invalid(values), cmap="viridis", edgecolors=INK, linewidth=0.2)
         middle = float(np.nanmin(values) + np.nanmax(values)) / 2
         for line, column in np.argwhere(np.isfinite(values)):
             value, count = values[line, column], counts[line, column]
@@ -212,7 +210,7 @@ def _band(axes: Axes, places: Sequence[float], values: Sequence[Sequence[float]]
 
 def _true_k_line(axes: Axes, table: Table) -> None:
     if table.true_k is not None:
-        axes.axhline(table.true_k, color=_INK, linewidth=0.8, linestyle=":", label=f"classes: {table.true_k}")
+        axes.axhline(table.true_k, color=INK, linewidth=0.8, linestyle=":", label=f"classes: {table.true_k}")
 
 
 def _legend(axes: Axes) -> None:
@@ -222,20 +220,24 @@ def _legend(axes: Axes) -> None:
 
 
 def _picture(table: Table, name: str, title: str, caption: str, draw: Callable[[Axes], None]) -> Picture:
-    """Draw on a fresh figure and return it as SVG without a fixed size, so that it fits a narrow screen."""
+    """Draw on a fresh figure and return it as a picture."""
     figure = Figure(figsize=(6.4, 4.0))
     draw(figure.subplots())
+    return Picture(table.key, name, title, caption, to_svg(figure, name))
+
+
+def to_svg(figure: Figure, name: str) -> str:
+    """Return a figure as SVG that fits any width; its ids begin with the name."""
     buffer = io.StringIO()
     figure.savefig(
         buffer, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None, "Creator": None}
     )
     svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
+    svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = _with_own_ids(svg, name)
-    return Picture(table.key, name, title, caption, svg)
+    return _with_own_ids(svg, name)
 
 
 def _with_own_ids(svg: str, name: str) -> str:
