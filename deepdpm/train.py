@@ -169,9 +169,7 @@ class _Job:
         self._start_tracking()
         if isinstance(module, JointModule):
             told = console if shows else None
-            callbacks.append(
-                PhaseEnds(trace, told, data.dataset.train.x, data.dataset.image_shape, self.tracking)
-            )
+            callbacks.append(PhaseEnds(trace, told, data.dataset, self.tracking))
         if self.tracking is not None:
             callbacks.append(Pictures(self.tracking, trace, data.dataset.train.x))
         last = self.folder / "last.ckpt"
@@ -302,7 +300,7 @@ def _make_data(cfg: DictConfig) -> "CodesDataModule":
 
 
 def make_module(cfg: DictConfig, data: "CodesDataModule") -> "DeepDPMModule":
-    """Make the module of a checked configuration for a data set, with an autoencoder for `alternation=joint`."""
+    """Make the module of a checked configuration for a data set; `alternation=joint` has an autoencoder."""
     from deepdpm.joint import JointModule
     from deepdpm.module import DeepDPMModule
 
@@ -465,6 +463,9 @@ def main() -> None:
         _main()
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+    except BrokenPipeError:
+        # The reader (`| head`) has gone; nothing is left to be flushed at the exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
         if show_all:
             raise
