@@ -5,12 +5,15 @@ Legend: N points, D dimensions, K clusters, B points at a time.
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from deepdpm.results import write_atomically
@@ -18,7 +21,6 @@ from deepdpm.results import write_atomically
 if TYPE_CHECKING:
     from deepdpm.module import DeepDPMModule
 
-_ROWS_AT_A_TIME = 65536
 Chunks = Iterator[tuple[np.ndarray, np.ndarray]]
 
 
@@ -45,21 +47,22 @@ def load_model(path: Path, device: str = "cpu") -> "DeepDPMModule":
     return module.eval()
 
 
-def predict(module: "DeepDPMModule", x_ND: Tensor, rows: int = _ROWS_AT_A_TIME) -> Chunks:
-    """Yield labels (B,) and probabilities (B, K) of the points, `rows` of them at a time.
+def predict(module: "DeepDPMModule", batches: Iterable[Tensor], seen: Callable[[int], None]) -> Chunks:
+    """Yield labels (B,) and probabilities (B, K) of points (B, D); `seen` is told how many came.
 
     Raises:
         ValueError: the points have another D than those the model was trained on.
     """
-    wanted, got = module.num_dims, int(np.prod(x_ND.shape[1:]))
-    if wanted != got:
-        raise ValueError(
-            f"The points have {got} columns, but the model was trained on {wanted}: give the same columns."
-        )
-    with torch.inference_mode():
-        for x_BD in x_ND.flatten(1).split(rows):
+    for x_BD in batches:
+        wanted, got = module.num_dims, int(np.prod(x_BD.shape[1:]))
+        if wanted != got:
+            raise ValueError(
+                f"The points have {got} columns, but the model was trained on {wanted}: give the same."
+            )
+        with torch.inference_mode():
             r_BK = module.predict_proba(x_BD.to(module.device)).cpu()
-            yield r_BK.argmax(1).numpy(), r_BK.numpy()
+        seen(len(x_BD))
+        yield r_BK.argmax(1).numpy(), r_BK.numpy()
 
 
 def _write_npz(file: IO[bytes], chunks: Chunks, cluster_ids_K: np.ndarray) -> None:
@@ -119,23 +122,35 @@ _WRITERS: dict[str, Callable[[IO[bytes], Chunks, np.ndarray], None]] = {
 def predict_file(model: Path, data: str, out: Path, **reading: Any) -> int:
     """Assign the points of a file and write labels and probabilities; return N.
 
+    Of a .npy, .parquet or .csv only some rows are in memory at a time; so are those of a .csv or .parquet
+    that is written, while .npz and .npy hold the results until the end.
+
     `.npz` has `labels` (N,), `probabilities` (N, K) and `cluster_ids` (K,); `.npy` a record `label`,
     `probabilities` for each point; `.csv` and `.parquet` the columns `label`, `cluster_id`, `p_0`, `p_1`, ...
 
     Raises:
         ValueError: a file cannot be read or written, or the points do not fit the model.
     """
-    from deepdpm.data.file import read_points
+    from deepdpm.data.stream import stream_points
 
     if out.suffix.lower() not in _WRITERS:
         raise ValueError(f"{out} is of no known kind: give one of {', '.join(_WRITERS)}.")
     module = load_model(model)
-    samples = read_points(data, **reading)
-    chunks = predict(module, samples.x)
+    points = stream_points(data, **reading)
     write = _WRITERS[out.suffix.lower()]
     cluster_ids_K = module.cluster_ids_K.cpu().numpy()
-    write_atomically(out, lambda file: write(file, chunks, cluster_ids_K))
-    return len(samples)
+    with _progress() as progress:
+        task = progress.add_task("", total=points.num_points)
+        chunks = predict(module, points.chunks, lambda count: progress.advance(task, count))
+        write_atomically(out, lambda file: write(file, chunks, cluster_ids_K))
+        return int(progress.tasks[0].completed)
+
+
+def _progress() -> Progress:
+    """A bar over the points, where the standard error is a terminal."""
+    console = Console(stderr=True)
+    columns = (TextColumn("points"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -164,11 +179,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     reading = {"labels": options.labels, "key": options.key, "header": options.header}
     try:
+        started = time.perf_counter()
         count = predict_file(options.model, options.data, options.out, **reading)
+        rate = count / (time.perf_counter() - started)
     except (ValueError, OSError) as error:
         print(f"deepdpm-predict: {error}", file=sys.stderr)
         raise SystemExit(1) from None
-    print(f"{count} points assigned: {options.out}")
+    print(f"{count} points assigned, {rate:,.0f} a second: {options.out}")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
+from deepdpm.joint import module_class
 from deepdpm.module import DeepDPMModule
 from deepdpm.results import write_atomically
 
@@ -30,7 +31,7 @@ def saved_state(module: DeepDPMModule) -> Saved:
 
 def restore(saved: Saved) -> DeepDPMModule:
     """The module that `saved_state` took apart, on the CPU, ready to predict or to train on."""
-    module = DeepDPMModule(**saved["hyper_parameters"])
+    module = module_class(saved["hyper_parameters"])(**saved["hyper_parameters"])
     module.load_state_dict(saved["state_dict"])
     return module.eval()
 

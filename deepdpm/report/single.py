@@ -358,7 +358,7 @@ def _standing_out(found: Clustering, index: np.ndarray) -> str:
     x_ND = found.x_ND.double()
     spread_D = x_ND.std(0, correction=0).clamp_min(1e-300)
     offset_D = (x_ND[torch.from_numpy(index)].mean(0) - x_ND.mean(0)) / spread_D
-    if found.dataset.feature_names is not None and bool((x_ND >= 0).all()):
+    if x_ND.shape[1] > 100 and found.dataset.feature_names is not None and bool((x_ND >= 0).all()):
         order = offset_D.argsort(descending=True)[:_WORDS].tolist()
         return ", ".join(found.feature_name(column) for column in order)
     order = offset_D.abs().argsort(descending=True)[:_WORDS].tolist()
