@@ -1,4 +1,4 @@
-"""Joint features: which phase an epoch belongs to. Features and clustering take turns, with one of them frozen.
+"""Joint features: which phase an epoch belongs to. Features and clusters take turns.
 
 Source: DeepDPM, section 4.4, and the options of the authors' second script.
 """
@@ -52,7 +52,7 @@ class AlternationSettings:
         ae_batch_size: rows in a step of the autoencoder; `trainer.batch_size` bounds it.
         ae_lr: learning rate of its Adam.
         ae_weight_decay: L2 penalty of its Adam.
-        lambda_: weight of the reconstruction in `lambda sum ||x - xhat||^2 + (beta / 2) sum ||code - mu_z||^2`,
+        lambda_: weight of the reconstruction in `lambda sum ||x - xhat||^2 + beta / 2 sum ||code - mu_z||^2`,
             summed over a batch: so it depends on the scale of the inputs.
         beta: weight of the distance of (transformed) codes to their centres.
         regularization: "dist_loss" pulls codes to their centres; "cluster_loss" takes the cluster net's loss.

@@ -1,12 +1,13 @@
 """Joint features: the module that learns an autoencoder and the clusters of its codes in turns.
 
-Which phase an epoch belongs to is `deepdpm.alternation`'s; a clustering is `DeepDPMModule`'s, on codes that are
-computed once at its start. Legend: N points, B of a batch, D raw dimensions, L dimensions of a code, E of a
-transformed one, K clusters.
+Which phase an epoch belongs to is `deepdpm.alternation`'s; a clustering is `DeepDPMModule`'s, on codes that
+are computed once at its start. Legend: N points, B of a batch, D raw dimensions, L dimensions of a code, E of
+a transformed one, K clusters.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -161,6 +162,8 @@ class JointModule(DeepDPMModule):
         self._code_NL = None
         # Points, their reconstruction loss and their distance or cluster loss.
         self._totals_3 = torch.zeros(3, dtype=torch.float64, device=self.device)
+        if self.alternation.cluster_assignments != "pseudo_label":
+            self._forget_labels()
         if self.phase.kind == "features":
             self._stats = SufficientStats.zeros(self.num_clusters, self.transform.num_dims, self.device)
 
@@ -185,10 +188,8 @@ class JointModule(DeepDPMModule):
 
     def _restart_clusters(self) -> None:
         settings, device = self.alternation, self.device
-        keeps_centres, builds_nets = (
-            settings.init_cluster_net_using_centers,
-            settings.reinit_net_at_alternation,
-        )
+        keeps_centres = settings.init_cluster_net_using_centers
+        builds_nets = settings.reinit_net_at_alternation
         earlier = self.phase.alternation
         if builds_nets and not keeps_centres:
             self.start_clusters(device, earlier)
@@ -221,16 +222,25 @@ class JointModule(DeepDPMModule):
             assert self._code_NL is not None
             super().training_step((self._code_NL[index_B.to(self._code_NL.device)], index_B), batch_idx)
             return
-        size = self._rows_of_a_step()
-        parts = zip(x.flatten(1).split(size), index_B.split(size), strict=True)
-        for part, (x_BD, rows_B) in enumerate(parts):
-            # Alone, a row has no variance for the batch normalisation.
-            if len(x_BD) > 1:
+        parts = self._num_parts(len(x))
+        if parts > 0:
+            rows = zip(x.flatten(1).tensor_split(parts), index_B.tensor_split(parts), strict=True)
+            for part, (x_BD, rows_B) in enumerate(rows):
                 self._autoencoder_step(x_BD, rows_B, batch_idx, part)
 
-    def _rows_of_a_step(self) -> int:
+    def _num_parts(self, num_rows: int) -> int:
+        """Steps of the autoencoder over a batch, as many in all processes.
+
+        None where one of them has a single row, which has no variance for the batch normalisation.
+        """
         pretrains = self.phase.kind == "pretrain"
-        return self.model.features.pretrain_batch_size if pretrains else self.alternation.ae_batch_size
+        size = self.model.features.pretrain_batch_size if pretrains else self.alternation.ae_batch_size
+        most = least = num_rows
+        if self.trainer.world_size > 1:
+            bounds_2 = torch.tensor([num_rows, -num_rows], device=self.device)
+            torch.distributed.all_reduce(bounds_2, torch.distributed.ReduceOp.MAX)
+            most, least = int(bounds_2[0]), -int(bounds_2[1])
+        return min(math.ceil(most / size), least // 2)
 
     def _autoencoder_step(self, x_BD: Tensor, index_B: Tensor, batch_idx: int, part: int) -> None:
         if self.phase.kind == "pretrain":
@@ -245,18 +255,16 @@ class JointModule(DeepDPMModule):
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
         optimizer.zero_grad()
-        self.manual_backward(loss + 0 * self.anchor)
+        # DistributedDataParallel wants its one parameter once for each batch.
+        self.manual_backward(loss + 0 * self.anchor if part == 0 else loss)
         self._average_gradients()
         optimizer.step()
-        sums = [
-            torch.full_like(self._totals_3[0], len(x_BD)),
-            reconstruction.detach(),
-            regularization.detach(),
-        ]
-        self._totals_3 += torch.stack([value.to(self._totals_3) for value in sums])
+        count = torch.full_like(reconstruction, len(x_BD))
+        sums_3 = torch.stack([count, reconstruction, regularization]).detach()
+        self._totals_3 += sums_3.to(self._totals_3)
 
     def _regularization(self, code_BE: Tensor, index_B: Tensor) -> Tensor:
-        """The distances of transformed codes (B, E) to their centres, or their cluster loss, summed (a scalar)."""
+        """Distances of transformed codes (B, E) to their centres, or their cluster loss, summed."""
         settings, mixture = self.alternation, self.clusters.mixture
         code = code_BE.detach()
         centre_KE = mixture.means_KD.to(code)

@@ -228,6 +228,7 @@ class DeepDPMModule(ClusteringModel):
 
     def on_train_epoch_start(self) -> None:
         """Begin the epoch's sums."""
+        self._forget_labels()
         epoch = self.clustering_epoch
         m_step = self.schedule.m_step_due(epoch, self.progress.last_move) and not self.progress.settled
         subclusters = self._trains_subclusters(epoch)
@@ -236,6 +237,11 @@ class DeepDPMModule(ClusteringModel):
         num_dims = self.clusters.mixture.means_KD.shape[1]
         self.sums = EpochSums.zeros(self.num_clusters, num_dims, self.device, wants)
         self.moves_of_epoch = []
+
+    def _forget_labels(self) -> None:
+        # The largest label of a point over the processes is the one of this epoch, if no other knows an older.
+        if self.trainer.world_size > 1:
+            self.labels_N.fill_(-1)
 
     def _trains_subclusters(self, epoch: int) -> bool:
         # Once moves rest nothing looks at subclusters any more.

@@ -14,6 +14,7 @@ from rich.console import Console
 from torch import Tensor
 
 from deepdpm.callbacks import Trace
+from deepdpm.data import Dataset
 from deepdpm.joint import JointModule
 from deepdpm.tracking import WandbTracking
 
@@ -22,13 +23,12 @@ _ROWS_SHOWN, _COLUMNS_SHOWN = 10, 10
 
 
 class PhaseEnds(Checkpoint):
-    """Say at the end of each phase what it has come to, and track it with reconstructions and samples as pictures.
+    """Say at the end of each phase what it has come to; track it, with reconstructions and samples.
 
     Args:
         trace: whose last row is told.
         console: where to; None says nothing.
-        x_ND: the points of the training set.
-        image_shape: of a point, where points are images: (C, H, W).
+        dataset: what is trained on; pictures are of data sets of images.
         tracking: an open run of W&B, or None.
     """
 
@@ -36,12 +36,11 @@ class PhaseEnds(Checkpoint):
         self,
         trace: Trace,
         console: Console | None,
-        x_ND: Tensor,
-        image_shape: tuple[int, ...] | None = None,
+        dataset: Dataset,
         tracking: WandbTracking | None = None,
     ) -> None:
-        self.trace, self.console, self.x_ND, self.tracking = trace, console, x_ND, tracking
-        self.image_shape = image_shape
+        self.trace, self.console, self.tracking = trace, console, tracking
+        self.x_ND, self.image_shape = dataset.train.x, dataset.image_shape
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Tell of the phase if it ends here."""
@@ -59,9 +58,8 @@ class PhaseEnds(Checkpoint):
     def _tracked(self, row: dict[str, Any], module: JointModule) -> dict[str, Any]:
         import wandb
 
-        names = ("phase", "alternation", "num_clusters", "reconstruction_loss", "regularization_loss")
-        names += ("cluster_loss", "nmi", "ari", "acc")
-        tracked = {f"phase_end/{name}": row[name] for name in names if row[name] is not None}
+        told = {name: value for name, value in row.items() if name not in ("epoch", "moves")}
+        tracked = {f"phase_end/{name}": value for name, value in told.items() if value is not None}
         if self.image_shape is not None:
             pairs_2BD = reconstructions(module, self.x_ND[:_COLUMNS_SHOWN].flatten(1))
             tracked["phase_end/reconstructions"] = wandb.Image(_grid(pairs_2BD, self.image_shape))

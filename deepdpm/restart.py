@@ -1,7 +1,7 @@
 """What a clustering takes over from an earlier one on other features, and how features move clusters.
 
-Source: DeepDPM, section 4.4, and the options of the authors' second script. Legend: M codes of a sample, L dimensions
-of a code, E of a transformed one, K clusters.
+Source: DeepDPM, section 4.4, and the options of the authors' second script. Legend: M codes of a sample,
+L dimensions of a code, E of a transformed one, K clusters.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ def from_centres(
 ) -> tuple[NormalPrior, Mixture, Tensor]:
     """Prior, mixture and labels (M,) of clusters whose centres are taken over.
 
-    Covariances start at Psi and weights are equal, as the authors have it. Where Psi is fitted to the data, it is
-    fitted to the codes nearest each centre, and the mixture to them. `scale` is how many points one of the sample
-    stands for.
+    Covariances start at Psi and weights are equal, as the authors have it. Where Psi is fitted to the data,
+    it is fitted to the codes nearest each centre, and the mixture to them. `scale` is how many points one of
+    the sample stands for.
     """
     labels_M = torch.cat([torch.cdist(x_BE.double(), centres_KE).argmin(1) for x_BE in x_ME.split(16_384)])
     num_clusters = len(centres_KE)
@@ -115,7 +115,7 @@ def moved_centres(
 
 
 def refitted(state: ClusterState, stats: SufficientStats, floor: float | None) -> ClusterState:
-    """Clusters fitted to the codes of an epoch: by the prior's MAP formulas, or with a floor by likelihood alone.
+    """Clusters fitted to an epoch's codes: by the prior's MAP formulas, or with a floor by likelihood alone.
 
     A cluster that no code chose stays as it was.
     """

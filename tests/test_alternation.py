@@ -1,5 +1,7 @@
 """The schedule of phases: a pure function of the epoch, whole and without gaps."""
 
+import itertools
+
 import pytest
 
 from deepdpm.alternation import AlternationSettings
@@ -9,17 +11,10 @@ def test_phases_follow_one_another_without_gaps() -> None:
     settings = AlternationSettings(3, train_cluster_net=5, ae_epochs=2, retrain_last_ae_epochs=1)
     phases = [settings.phase_of(epoch, 4) for epoch in range(settings.total_epochs(4))]
     names = [(phase.kind, phase.alternation) for phase in phases]
-    turns = [
-        ("cluster", 0),
-        ("features", 0),
-        ("cluster", 1),
-        ("features", 1),
-        ("cluster", 2),
-        ("features", 2),
-    ]
+    turns = [(kind, turn) for turn in range(3) for kind in ("cluster", "features")]
     assert list(dict.fromkeys(names)) == [("pretrain", 0), *turns]
     assert [names.count(turn) for turn in turns] == [5, 2, 5, 2, 5, 1]
-    for before, after in zip(phases, phases[1:], strict=False):
+    for before, after in itertools.pairwise(phases):
         assert after.epoch == (0 if before.is_last_epoch else before.epoch + 1)
 
 

@@ -204,10 +204,9 @@ def test_published_weights_replace_the_pretraining(tmp_path: Path) -> None:
     module, recorder = make(model={"features": features}), Recorder()
     fit(module, recorder)
     assert recorder.phases[0] == "cluster"
+    name = "autoencoder.encoder.linear0.weight"
     saved = torch.load(tmp_path / "weights.pt", weights_only=True)
-    assert torch.equal(
-        recorder.weights[0]["autoencoder.encoder.linear0.weight"], saved["autoencoder.encoder.linear0.weight"]
-    )
+    assert torch.equal(recorder.weights[0][name], saved[name])
 
 
 def test_centres_follow_a_transform_that_is_fitted_anew() -> None:

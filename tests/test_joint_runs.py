@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from deepdpm import config
 from deepdpm.results import read_json
@@ -43,13 +44,8 @@ def test_a_run_from_raw_images_to_the_closing_table(train: Callable[..., Any], t
     ended = train(*JOINT, "hydra.run.dir=run")
     assert ended.status == 0, ended.err
     assert all(word in ended.out for word in ("K", "NMI", "ARI", "ACC", "seconds", "outputs: run"))
-    for line in (
-        "pretraining ended",
-        "clustering 1 of 2 ended",
-        "features 1 of 2 ended",
-        "clustering 2 of 2",
-    ):
-        assert line in ended.err
+    for phase in ("pretraining", "clustering 1 of 2", "features 1 of 2", "clustering 2 of 2"):
+        assert f"{phase} ended with epoch " in ended.err
     folder = tmp_path / "run"
     result, rows = read_json(folder / "result.json"), trace_of(folder)
     assert result is not None
@@ -138,3 +134,68 @@ def test_what_does_not_fit_the_data_ends_with_one_sentence(
     said = [line for line in ended.err.splitlines() if line.startswith("deepdpm-train: ")]
     assert len(said) == 1
     assert all(part in said[0] for part in parts), said
+
+
+def write_mnist(folder: Path) -> None:
+    raw = folder / "torchvision" / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    for prefix, count in (("train", 150), ("t10k", 50)):
+        images = generator.integers(0, 256, (count, 28, 28), np.uint8)
+        for stem, array in (("images-idx3", images), ("labels-idx1", np.arange(count, dtype=np.uint8) % 10)):
+            header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
+            (raw / f"{prefix}-{stem}-ubyte").write_bytes(header + array.tobytes())
+
+
+def write_codes(folder: Path) -> None:
+    for name in ("IMAGENET_50", "IMAGENET_50_IMB"):
+        (folder / "embeddings" / name).mkdir(parents=True)
+        x_ND = torch.randn(200, 128, generator=torch.Generator().manual_seed(0))
+        torch.save(x_ND, folder / "embeddings" / name / "train_data.pt")
+        torch.save(torch.arange(200) % 50, folder / "embeddings" / name / "train_labels.pt")
+
+
+def write_reuters(folder: Path) -> None:
+    rows = np.random.default_rng(0).random((200, 30))
+    content = np.array({"data": rows, "label": np.arange(200) % 4}, dtype=object)
+    np.save(folder / "reuters10k.npy", content, allow_pickle=True)
+
+
+ROWS = [
+    ("+joint=mnist", write_mnist),
+    ("+joint=mnist_published", write_mnist),
+    ("+joint=reuters10k", write_reuters),
+    ("+joint=reuters10k_published", write_reuters),
+    ("+imagenet=imagenet50", write_codes),
+    ("+imagenet=imagenet50_published", write_codes),
+    ("+imagenet=imagenet50_imbalanced", write_codes),
+    ("+imagenet=imagenet50_imbalanced_published", write_codes),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("row", "write"), ROWS, ids=[row for row, _ in ROWS])
+def test_each_row_of_the_paper_runs_on_a_stand_in_of_its_data(
+    row: str,
+    write: Callable[[Path], None],
+    train: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    write(tmp_path)
+    monkeypatch.setenv("DEEPDPM_DATA", str(tmp_path))
+    short = [
+        "model.features.hidden_dims=[16]",
+        "model.features.pretrain_epochs=1",
+        "alternation.train_cluster_net=2",
+        "alternation.ae_epochs=1",
+        "trainer.lightning.accelerator=cpu",
+    ]
+    if "reuters" in row:
+        short.append(f"dataset.path={tmp_path / 'reuters10k.npy'}")
+    ended = train(row, *short, "hydra.run.dir=run")
+    assert ended.status == 0, ended.err
+    phases = [trace["phase"] for trace in trace_of(tmp_path / "run")]
+    turn = ["cluster", "cluster", "features"]
+    turns = config.compose([row]).alternation.number_of_alternations * turn
+    assert phases == ["pretrain", *(turns if "published" in row else turns[:-1])]
