@@ -69,16 +69,23 @@ def test_a_config_reaches_the_processes_of_a_launcher() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["cores", "local"])
-def test_a_grid_over_two_settings_gives_a_heat_map(launcher: str, tmp_path: Path) -> None:
-    pytest.importorskip("hydra_plugins.hydra_joblib_launcher" if launcher == "cores" else "submitit")
+def test_a_grid_over_two_settings_on_all_cores_gives_a_heat_map(tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     grid = ["dataset=synthetic", "prior.nu=4,8", "prior.sigma_scale=0.005,0.05"]
-    multirun(tmp_path, "+sweeps=prior_nu_scale", *grid, f"hydra/launcher={launcher}")
+    multirun(tmp_path, "+sweeps=prior_nu_scale", *grid, "hydra/launcher=cores")
     runs = find_runs([tmp_path])
     assert len(runs) == 4
     assert all(run.finished for run in runs)
     page = write_report([tmp_path / "multirun_outputs"], tmp_path / "report")
     assert (page.parent / "figures" / "sweeps_synthetic_deepdpm_prior_nu_prior_scale.svg").is_file()
+
+
+@pytest.mark.slow
+def test_a_sweep_for_slurm_runs_on_this_machine(tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    multirun(tmp_path, "+sweeps=alpha", "dataset=synthetic", "prior.alpha=1,10", "hydra/launcher=local")
+    runs = find_runs([tmp_path])
+    assert {run.settings["alpha"] for run in runs if run.finished} == {1.0, 10.0}
 
 
 @pytest.mark.slow
