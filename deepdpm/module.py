@@ -239,7 +239,7 @@ class DeepDPMModule(ClusteringModel):
         self.moves_of_epoch = []
 
     def _forget_labels(self) -> None:
-        # The largest label of a point over the processes is the one of this epoch, if no other knows an older.
+        # Processes share the largest label of a point: so none may know one of an earlier epoch.
         if self.trainer.world_size > 1:
             self.labels_N.fill_(-1)
 
