@@ -11,7 +11,7 @@ SEEDS ?= 3
 JOBS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test report lint typecheck format wheel clean
+.PHONY: help install train test report gif lint typecheck format wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9%-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ table-%: install ## run what is missing of a table: make table-embedded SEEDS=10
 
 report: install ## write the report of all runs below multirun_outputs/
 	$(BIN)/deepdpm-report $(ARGS)
+
+gif: install ## draw docs/synthetic.gif and docs/digits.png (about a minute)
+	$(BIN)/python -m deepdpm.report.animation docs
 
 lint: install ## check style and formatting with ruff
 	$(BIN)/ruff check .

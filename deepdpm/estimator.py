@@ -238,7 +238,7 @@ class DeepDPM(ClusterMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         trace = Trace(None)
         callbacks: list[Any] = [trace, EpochProgress(trace)] if self.verbose else [trace]
         on_device = x_ND.device.type != "cpu"
-        with _quiet_lightning():
+        with quiet_lightning():
             trainer = pl.Trainer(
                 max_epochs=self.max_epochs,
                 accelerator=x_ND.device.type if on_device else self.accelerator,
@@ -571,7 +571,7 @@ def _unplain(value: Any) -> Any:
 
 
 @contextmanager
-def _quiet_lightning() -> Iterator[None]:
+def quiet_lightning() -> Iterator[None]:
     """Lightning without its notes; and Ctrl-C as everywhere else in Python, where Lightning would exit."""
     logger = logging.getLogger("pytorch_lightning")
     level = logger.level
