@@ -29,8 +29,9 @@ class MoveSettings:
         seeds: "search": k-means centres that the search starts from, at the most.
         valleys: "search": the steps of merging. Clusters are merged while the density's valley between them
             is higher than this fraction of its lower peak.
-        tolerance: "search": merging goes on while the stability (a mean adjusted Rand index between what the
-            sample and its halves give) is within this of the best so far; the coarsest such step is taken.
+        tolerance: "search": the coarsest step is taken whose stability (a mean adjusted Rand index between
+            what the sample and its halves give) is within this of the best.
+        hopeless: "search": merging ends once the stability has fallen by more than this.
         least_stability: "search": below this there is one cluster.
         min_half: "search": halves of fewer points are not tried; then the last step of merging counts.
         clear_valley: "search": later steps split a cluster if the valley between its halves is lower.
@@ -54,6 +55,7 @@ class MoveSettings:
     seeds: int = 128
     valleys: tuple[float, ...] = (0.9, 0.75, 0.6, 0.5, 0.4, 0.3)
     tolerance: float = 0.03
+    hopeless: float = 0.07
     least_stability: float = 0.3
     min_half: int = 50
     clear_valley: float = 0.2

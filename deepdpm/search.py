@@ -89,7 +89,7 @@ def search(
             path.append(coarsened(path[-1], threshold))
         levels.append(_stability(paths))
         best = max(best, levels[-1])
-        if levels[-1] < best - settings.tolerance:
+        if levels[-1] < best - settings.hopeless:
             break
     chosen = max(level for level, stability in enumerate(levels) if stability >= best - settings.tolerance)
     found = paths[0][chosen] if best > settings.least_stability else _single(x_MD, prior)
