@@ -69,7 +69,7 @@ _PREFIXES = {
 }
 
 
-class DeepDPM(ClusterMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
+class DeepDPM(ClusterMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Cluster points without a number of clusters: a Dirichlet-process mixture amortized by a small net.
 
     The parameters carry the names and the defaults of the configuration, and the same seed gives the same
@@ -188,13 +188,15 @@ class DeepDPM(ClusterMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         module = DeepDPMModule(**groups, seed=self._seed, num_dims=x_ND.shape[1])
         self.history_: list[dict[str, Any]] = []
         self.n_samples_seen_ = 0
+        self._remembered_ND = x_ND[:0]
         return self._train(module, x_ND, x_ND)._take_labels(X, x_ND)
 
     def partial_fit(self, X: Any, y: Any = None) -> Self:
         """Go on with more points: the nets and clusters stay, and K changes as the new points ask for.
 
         It trains on the new points and on those seen before; of more than `sample_size` of these a uniform
-        sample stands for all. The transform and the mean of the prior stay those of the first call.
+        sample stands for all. The transform and the mean of the prior stay those of the first call. A model
+        that was loaded from a run has seen no points: it keeps only clusters that the new ones support.
 
         Raises:
             ValueError: as `fit`, or points of another D.
@@ -266,7 +268,7 @@ class DeepDPM(ClusterMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         seen, most = self.n_samples_seen_ + len(x_ND), self.sample_size
         self.n_samples_seen_, earlier = seen, self.n_samples_seen_
         generator = torch.Generator().manual_seed(self._seed + seen)
-        kept_ND = self._remembered_ND.to(x_ND.device) if earlier else x_ND[:0]
+        kept_ND: Tensor = self._remembered_ND.to(x_ND.device) if earlier else x_ND[:0]
         if len(kept_ND) + len(x_ND) > most:
             new = round(most * len(x_ND) / seen)
             kept_ND, x_ND = _draw(kept_ND, most - new, generator), _draw(x_ND, new, generator)
@@ -323,7 +325,7 @@ class DeepDPM(ClusterMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
             raise ValueError(f"X has {len(x_ND)} points: give at least {least}.")
         if reset:
             self.n_features_in_ = x_ND.shape[1]
-            vars(self).pop("feature_names_in_", None)
+            self.__dict__.pop("feature_names_in_", None)
         elif x_ND.shape[1] != self.n_features_in_:
             raise ValueError(
                 f"X has {x_ND.shape[1]} features, but DeepDPM is expecting {self.n_features_in_} features."
@@ -486,7 +488,7 @@ class DeepDPM(ClusterMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         }
         self.set_params(settings=further, random_state=saved["hyper_parameters"]["seed"])
         self.module_ = restore(saved)
-        self._seed, self.n_features_in_ = self.module_.seed, self.module_.num_dims
+        self._seed, self.n_features_in_ = self.module_.seed, int(self.module_.num_dims or 0)
         rows = saved.get("callbacks", {}).get("Trace", {}).get("rows", [])
         self.history_ = [_history_row(row) for row in rows]
         self.n_iter_, self.n_samples_seen_ = len(rows), 0

@@ -121,7 +121,7 @@ def _write_onnx(assigner: Assigner, module: DeepDPMModule, path: Path) -> None:
                 lambda file: torch.onnx.export(
                     assigner,
                     (example_ND,),
-                    file,
+                    file,  # type: ignore[arg-type]  # an open file will do
                     input_names=["points"],
                     output_names=["probabilities"],
                     dynamic_axes={"points": {0: "N"}, "probabilities": {0: "N"}},

@@ -7,10 +7,10 @@ estimator what `deepdpm-train` left.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 
 from deepdpm.joint import module_class
@@ -23,7 +23,7 @@ Saved = dict[str, Any]
 def saved_state(module: DeepDPMModule) -> Saved:
     """All of a trained module but its optimizers: hyperparameters, clusters and weights."""
     return {
-        "pytorch-lightning_version": pl.__version__,
+        "pytorch-lightning_version": metadata.version("pytorch-lightning"),
         "hyper_parameters": dict(module.hparams),
         "state_dict": _on_cpu(module.state_dict()),
     }

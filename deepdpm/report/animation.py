@@ -137,14 +137,14 @@ def draw(
         axes.clear()
         axes.set(xlim=edges[:2], ylim=edges[2:], xticks=[], yticks=[])
     left, right = panels
-    left.scatter(*x_N2.T, c=[colour_K[k] for k in frame.labels_N], s=2, linewidths=0)
+    left.scatter(x_N2[:, 0], x_N2[:, 1], c=[colour_K[k] for k in frame.labels_N], s=2, linewidths=0)
     for mean, covariance, colour in zip(frame.means_K2, frame.covariances_K22, colour_K, strict=True):
         left.add_patch(ellipse(mean, covariance, colour))
         left.plot(*mean, marker="+", color="black", markersize=6)
     image = np.array([to_rgb(colour) for colour in colour_K])[frame.regions]
     right.imshow(image, extent=edges, origin="lower", alpha=0.35, aspect="auto")
     shades = cluster_colours(int(truth_N.max()) + 1)
-    right.scatter(*x_N2.T, c=[shades[c] for c in truth_N], s=2, linewidths=0)
+    right.scatter(x_N2[:, 0], x_N2[:, 1], c=[shades[c] for c in truth_N], s=2, linewidths=0)
     left.set_title(f"assignments, K = {len(frame.ids_K)}", fontsize=10)
     right.set_title("true labels, the net's regions", fontsize=10)
     shown = frame.moves if len(frame.moves) <= 60 else frame.moves[:57] + "..."
@@ -157,13 +157,21 @@ def ellipse(mean: np.ndarray, covariance: np.ndarray, colour: str) -> Ellipse:
 
     Example:
         >>> one = ellipse(np.zeros(2), np.diag([1.0, 4.0]), "red")
-        >>> float(one.width), float(one.height)
+        >>> one.width, one.height
         (8.0, 4.0)
     """
     variance, axes = np.linalg.eigh(covariance)
     angle = float(np.degrees(np.arctan2(axes[1, 1], axes[0, 1])))
     wide, high = 4 * np.sqrt(np.maximum(variance[::-1], 0))
-    return Ellipse(mean, wide, high, angle=angle, fill=False, edgecolor=colour, linewidth=1.2)
+    return Ellipse(
+        (float(mean[0]), float(mean[1])),
+        float(wide),
+        float(high),
+        angle=angle,
+        fill=False,
+        edgecolor=colour,
+        linewidth=1.2,
+    )
 
 
 def digits_by_cluster(path: Path, max_epochs: int = 200, columns: int = 20) -> int:

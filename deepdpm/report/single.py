@@ -4,6 +4,7 @@ Legend: N points, M points shown, D dimensions, K clusters.
 """
 
 import base64
+import colorsys
 import io
 import math
 from collections.abc import Callable, Sequence
@@ -91,7 +92,7 @@ def cluster_colours(count: int) -> list[str]:
     golden = (math.sqrt(5) - 1) / 2
     hues = [(0.58 + golden * k) % 1 for k in range(count)]
     tones = [((0.62, 0.85), (0.75, 0.68), (0.45, 0.9))[k % 3] for k in range(count)]
-    return [to_hex(mpl.colors.hsv_to_rgb((hue, *tone))) for hue, tone in zip(hues, tones, strict=True)]
+    return [to_hex(colorsys.hsv_to_rgb(hue, *tone)) for hue, tone in zip(hues, tones, strict=True)]
 
 
 def _numbers(found: Clustering) -> list[tuple[str, str]]:
@@ -169,7 +170,8 @@ def _tree(found: Clustering, colours: Sequence[str]) -> Shown | None:
     last, colour_of = len(steps) + 1, dict(zip(found.ids_K.tolist(), colours, strict=True))
 
     def draw(axes: Axes) -> None:
-        born, died = {}, {}
+        born: dict[int, int] = {}
+        died: dict[int, int] = {}
         for move in moves:
             at, rows = place[move.epoch], [lanes[i] for i in {*move.parents, *move.children}]
             axes.plot([at, at], [min(rows), max(rows)], color=INK, linewidth=0.8)
