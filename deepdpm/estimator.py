@@ -22,15 +22,23 @@ from torch import Tensor
 from deepdpm.callbacks import Trace
 from deepdpm.data import CodesDataModule, Dataset, Samples
 from deepdpm.data.samples import make_labels
+from deepdpm.inverse import covariances_of_points, means_of_points
 from deepdpm.metrics import evaluate
 from deepdpm.module import DeepDPMModule
 from deepdpm.moves import MoveSettings
 from deepdpm.priors import PriorSettings
 from deepdpm.progress import EpochProgress
-from deepdpm.saving import Saved, read_checkpoint, restore, saved_state, write_checkpoint
+from deepdpm.saving import (
+    Saved,
+    arrays_from_plain,
+    arrays_to_plain,
+    read_checkpoint,
+    restore,
+    saved_state,
+    write_checkpoint,
+)
 from deepdpm.settings import ModelSettings, OptimizerSettings, ScheduleSettings, from_plain
 from deepdpm.state import Progress
-from deepdpm.transforms import Transform
 
 _KINDS = {
     "model": ModelSettings,
@@ -277,7 +285,7 @@ class DeepDPM(ClusterMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
     def _describe(self) -> None:
         mixture, transform = self.module_.clusters.mixture, self.module_.transform
         self.weights_ = mixture.weights_K.cpu().numpy()
-        self.means_ = _means_of_points(transform, mixture.means_KD.to(transform.shift_D.device)).cpu().numpy()
+        self.means_ = means_of_points(transform, mixture.means_KD.to(transform.shift_D.device)).cpu().numpy()
         self.cluster_ids_ = self.module_.cluster_ids_K.cpu().numpy()
 
     def _take_labels(self, X: Any, x_ND: Tensor) -> Self:
@@ -293,7 +301,7 @@ class DeepDPM(ClusterMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
             raise AttributeError("covariances_ is there once the estimator is fitted")
         transform = self.module_.transform
         covariances_KEE = self.module_.clusters.mixture.covariances_KDD.to(transform.shift_D.device)
-        return _covariances_of_points(transform, covariances_KEE).cpu().numpy()
+        return covariances_of_points(transform, covariances_KEE).cpu().numpy()
 
     # Points ------------------------------------------------------------------------------------------------
 
@@ -393,7 +401,7 @@ class DeepDPM(ClusterMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
             offset = torch.linalg.solve_triangular(whitener_KEE[k], noise_NE[of_k].T, upper=False).T
             y_NE[of_k] = mixture.means_KD[k].cpu().double() + offset
         y_NE = y_NE.to(transform.shift_D.device)
-        return _means_of_points(transform, y_NE).cpu().numpy(), z_N.numpy()
+        return means_of_points(transform, y_NE).cpu().numpy(), z_N.numpy()
 
     def explain(
         self,
@@ -459,7 +467,7 @@ class DeepDPM(ClusterMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         module = state.pop("module_")
         if not isinstance(state["random_state"], int | None):
             state["random_state"] = self._seed
-        write_checkpoint(Path(path), module | {"estimator": _plain(state)})
+        write_checkpoint(Path(path), module | {"estimator": arrays_to_plain(state)})
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -474,7 +482,7 @@ class DeepDPM(ClusterMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         saved = read_checkpoint(path)
         found = cls()
         if "estimator" in saved:
-            found.__setstate__(_unplain(saved.pop("estimator")) | {"module_": saved})
+            found.__setstate__(arrays_from_plain(saved.pop("estimator")) | {"module_": saved})
         else:
             found._take_run(saved, path.with_name("assignments.npz"))
         return found
@@ -528,48 +536,6 @@ def _draw(x_ND: Tensor, count: int, generator: torch.Generator) -> Tensor:
 def _like(X: Any, values: Tensor) -> Any:
     """Values as the points came: a tensor on their device, or an array."""
     return values.to(X.device) if isinstance(X, Tensor) else values.cpu().numpy()
-
-
-def _means_of_points(transform: Transform, y_KE: Tensor) -> Tensor:
-    """Points (K, D) that have these codes; on the sphere of "normalize" the points of that length."""
-    if transform.kind not in ("normalize", "standard_normalize"):
-        return transform.inverse_means(y_KE)
-    return y_KE.double() * _width(transform) + transform.shift_D
-
-
-def _covariances_of_points(transform: Transform, covariances_KEE: Tensor) -> Tensor:
-    """The same for covariances (K, D, D)."""
-    if transform.kind not in ("normalize", "standard_normalize"):
-        return transform.inverse_covariances(covariances_KEE)
-    width_D = _width(transform)
-    return covariances_KEE.double() * width_D[:, None] * width_D
-
-
-def _width(transform: Transform) -> Tensor:
-    return torch.where(transform.scale_D > 0, 1 / transform.scale_D.clamp_min(1e-300), 0)
-
-
-def _plain(value: Any) -> Any:
-    """Arrays and names as tensors and lists, which `torch.load(weights_only=True)` reads."""
-    if isinstance(value, dict):
-        return {str(key): _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(map(_plain, value))
-    if isinstance(value, np.ndarray):
-        return (
-            {"names": value.tolist()} if value.dtype == object else {"array": torch.from_numpy(value.copy())}
-        )
-    return value.item() if isinstance(value, np.generic) else value
-
-
-def _unplain(value: Any) -> Any:
-    if isinstance(value, dict):
-        if set(value) == {"array"}:
-            return value["array"].numpy()
-        if set(value) == {"names"}:
-            return np.array(value["names"], dtype=object)
-        return {key: _unplain(inner) for key, inner in value.items()}
-    return type(value)(map(_unplain, value)) if isinstance(value, list | tuple) else value
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from deepdpm.joint import module_class
@@ -70,3 +71,26 @@ def _on_cpu(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: _on_cpu(inner) for name, inner in value.items()}
     return value.detach().cpu().clone() if isinstance(value, torch.Tensor) else value
+
+
+def arrays_to_plain(value: Any) -> Any:
+    """Arrays and names as tensors and lists, which `torch.load(weights_only=True)` reads."""
+    if isinstance(value, dict):
+        return {str(key): arrays_to_plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(arrays_to_plain, value))
+    if isinstance(value, np.ndarray):
+        return (
+            {"names": value.tolist()} if value.dtype == object else {"array": torch.from_numpy(value.copy())}
+        )
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def arrays_from_plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        if set(value) == {"array"}:
+            return value["array"].numpy()
+        if set(value) == {"names"}:
+            return np.array(value["names"], dtype=object)
+        return {key: arrays_from_plain(inner) for key, inner in value.items()}
+    return type(value)(map(arrays_from_plain, value)) if isinstance(value, list | tuple) else value
