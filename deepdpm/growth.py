@@ -38,7 +38,8 @@ def grow(
     >>> net.output_bias.tolist() == [old[1], old[0], old[0]]
     True
     """
-    assert parents_K.shape == fresh_K.shape and fresh_K.dtype == torch.bool
+    assert parents_K.shape == fresh_K.shape
+    assert fresh_K.dtype == torch.bool
     if optimizer is not None:
         for parameter in net.row_parameters().values():
             grow_optimizer(optimizer, parameter, parents_K, fresh_K)

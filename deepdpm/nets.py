@@ -168,7 +168,10 @@ class ClusterNet(GrowingModule):
     def __init__(
         self, num_dims: int, hidden: Sequence[int], num_clusters: int, temperature: float = 1.0
     ) -> None:
-        assert hidden and min(hidden) > 0 and num_clusters > 0 and temperature > 0
+        assert hidden
+        assert min(hidden) > 0
+        assert num_clusters > 0
+        assert temperature > 0
         bound = hidden[-1] ** -0.5
         super().__init__({"output_weight": bound, "output_bias": bound})
         self.temperature = temperature
@@ -218,7 +221,9 @@ class SubclusterNets(GrowingModule):
     """
 
     def __init__(self, num_dims: int, hidden: int, num_clusters: int, temperature: float = 1.0) -> None:
-        assert hidden > 0 and num_clusters > 0 and temperature > 0
+        assert hidden > 0
+        assert num_clusters > 0
+        assert temperature > 0
         inner, outer = num_dims**-0.5, hidden**-0.5
         super().__init__(
             {"hidden_weight": inner, "hidden_bias": inner, "output_weight": outer, "output_bias": outer}

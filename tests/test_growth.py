@@ -199,7 +199,7 @@ def test_children_take_the_weights_of_their_subclusters() -> None:
 def test_subcluster_weights_of_another_size_are_refused() -> None:
     net, nets = ClusterNet(D, [H + 1], K), SubclusterNets(D, H, K)
     parents_K, fresh_K = plan("split")
-    with pytest.raises(ValueError, match="hidden sizes.*6 units.*5"):
+    with pytest.raises(ValueError, match=r"hidden sizes.*6 units.*5"):
         rows_from_subclusters(net, nets, parents_K, fresh_K)
 
 
