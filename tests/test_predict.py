@@ -58,9 +58,11 @@ def test_the_points_of_the_training_get_their_labels_again(
 def test_parts_of_the_points_give_what_the_whole_gives(fitted: Path) -> None:
     module = load_model(fitted / "model.ckpt")
     x_ND = torch.from_numpy(np.load(fitted / "points.npy"))
-    (whole,) = predict(module, x_ND)
-    parts = list(predict(module, x_ND, rows=70))
+    seen: list[int] = []
+    (whole,) = predict(module, [x_ND], seen.append)
+    parts = list(predict(module, x_ND.split(70), seen.append))
     assert [len(labels) for labels, _ in parts] == [70, 70, 70, 70, 20]
+    assert seen == [300, 70, 70, 70, 70, 20]
     np.testing.assert_array_equal(np.concatenate([labels for labels, _ in parts]), whole[0])
 
 

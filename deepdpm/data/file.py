@@ -142,8 +142,12 @@ def _open(path: str, what: str, header: bool | None) -> Any:
 
 def _read_numpy(file: Path) -> Any:
     try:
-        content = np.load(file, allow_pickle=False)
-        return content if isinstance(content, np.ndarray) else {name: content[name] for name in content.files}
+        # Opened here: of a damaged file numpy would leave its own handle open.
+        with file.open("rb") as opened:
+            content = np.load(opened, allow_pickle=False)
+            if isinstance(content, np.ndarray):
+                return content
+            return {name: content[name] for name in content.files}
     except ValueError as error:
         if "allow_pickle" in str(error) or "Object arrays" in str(error):
             raise ValueError(
