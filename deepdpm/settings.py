@@ -112,7 +112,7 @@ class OptimizerSettings:
         ValueError: a value out of range, naming the setting.
     """
 
-    cluster_lr: float = 0.02
+    cluster_lr: float = 5e-3
     subcluster_lr: float = 0.02
     lr_scheduler: Literal["none", "step", "plateau"] = "none"
     lr_step: int = 20
@@ -163,7 +163,7 @@ class ScheduleSettings:
     freeze_after_init: int = 0
     freeze_after_move: int = 0
     max_searches: int = 10
-    polish_steps: int = 500
+    polish_steps: int = 1000
 
     def __post_init__(self) -> None:
         _check_choices(self, "trainer.schedule")
