@@ -390,7 +390,8 @@ class Replica(Recorder):
 def test_two_processes_stay_the_same(kind: str, tmp_path: Path) -> None:
     x_ND, labels_N = diamond()
     schedule = {**PUBLISHED, "start_moves": 2} if kind == "published" else SHORT
-    module = DeepDPMModule({"hidden": [20]}, moves={"kind": kind, "split_prob": 1.0}, schedule=schedule)
+    moves, optimizer = {"kind": kind, "split_prob": 1.0}, {"cluster_lr": 0.02}
+    module = DeepDPMModule({"hidden": [20]}, moves=moves, optimizer=optimizer, schedule=schedule)
     strategy = pl.strategies.DDPStrategy(process_group_backend="gloo", start_method="fork")
     fit(module, x_ND, epochs=6, callbacks=[Replica(tmp_path)], devices=2, strategy=strategy)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))

@@ -23,6 +23,7 @@ from deepdpm.results import read_json
 SMALL = ("trainer=debug", "dataset=synthetic", "dataset.num_points=600")
 # The published moves, early: K changes in few epochs.
 GROWING = (
+    "trainer.optimizer.cluster_lr=0.02",
     "dataset=synthetic",
     "dataset.num_points=600",
     "trainer.batch_size=128",
