@@ -5,11 +5,11 @@ Source: DeepDPM, section 4.4, and the options of the authors' second script.
 
 from __future__ import annotations
 
-import math
-import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
+
+from deepdpm.checks import check_choices, check_least, check_positive
 
 PhaseKind = Literal["pretrain", "cluster", "features"]
 Span = tuple[PhaseKind, int, int]
@@ -91,17 +91,11 @@ class AlternationSettings:
     reinit_net_at_alternation: bool = True
 
     def __post_init__(self) -> None:
-        for name, hint in typing.get_type_hints(type(self)).items():
-            choices, value = typing.get_args(hint), getattr(self, name)
-            if choices and value not in choices:
-                raise ValueError(f"alternation.{name} must be one of {', '.join(choices)}, not {value!r}.")
+        check_choices(self, "alternation")
         least = {"number_of_alternations": 1, "train_cluster_net": 1, "ae_epochs": 0}
         least |= {"retrain_last_ae_epochs": 0, "ae_batch_size": 2, "ae_weight_decay": 0}
-        for name, bound in (least | {"lambda_": 0, "beta": 0}).items():
-            if not bound <= getattr(self, name) < math.inf:
-                raise ValueError(f"alternation.{name} must be at least {bound}, not {getattr(self, name)}.")
-        if not 0 < self.ae_lr < math.inf:
-            raise ValueError(f"alternation.ae_lr must be a positive number, not {self.ae_lr}.")
+        check_least(self, "alternation", least | {"lambda_": 0, "beta": 0})
+        check_positive(self, "alternation", ("ae_lr",))
 
     def spans(self, pretrain_epochs: int, ended: Mapping[int, int] = NONE_ENDED) -> Iterator[Span]:
         """Each phase's kind, alternation and length in epochs; `ended` are clusterings that ended sooner.

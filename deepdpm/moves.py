@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from deepdpm.checks import check_choices, check_fraction, check_least
 from deepdpm.priors import NormalPrior
 from deepdpm.stats import SufficientStats
 
@@ -69,25 +70,12 @@ class MoveSettings:
     merge_init_weights_sub: Literal["highest_ll", "random"] = "highest_ll"
 
     def __post_init__(self) -> None:
-        choices = {
-            "kind": get_args(MovesKind),
-            "init_new_weights": ("same", "random", "subclusters"),
-            "split_init_weights_sub": ("random", "same", "same_w_noise"),
-            "merge_init_weights": ("highest_ll", "random"),
-            "merge_init_weights_sub": ("highest_ll", "random"),
-        }
-        for key, allowed in choices.items():
-            if getattr(self, key) not in allowed:
-                raise ValueError(
-                    f"model.moves.{key} must be one of {', '.join(allowed)}, not {getattr(self, key)!r}."
-                )
-        for key, least in {"sample_size": 2, "min_points": 0, "neighbours": 1}.items():
-            if getattr(self, key) < least:
-                raise ValueError(f"model.moves.{key} must be at least {least}, not {getattr(self, key)}.")
-        for key in ("split_prob", "merge_prob"):
-            value = getattr(self, key)
-            if value is not None and not 0 <= value <= 1:
-                raise ValueError(f"model.moves.{key} must be a probability or null, not {value}.")
+        object.__setattr__(self, "valleys", tuple(self.valleys))
+        check_choices(self, "model.moves")
+        least = {"sample_size": 2, "seeds": 1, "min_half": 2, "min_points": 0, "neighbours": 1}
+        check_least(self, "model.moves", least)
+        fractions = ("valleys", "tolerance", "hopeless", "least_stability", "clear_valley")
+        check_fraction(self, "model.moves", (*fractions, "split_prob", "merge_prob"))
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,12 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
 
+from deepdpm.checks import check_choices, check_least, check_positive
 from deepdpm.linalg import cholesky, log_det_from_cholesky
 from deepdpm.stats import SufficientStats
 
@@ -402,22 +403,9 @@ class PriorSettings:
     cov_const: float = 0.005
 
     def __post_init__(self) -> None:
-        choices = {
-            "kind": get_args(PriorKind),
-            "scale": get_args(ScaleChoice),
-            "pi_prior": ("uniform", "none"),
-        }
-        for key, allowed in choices.items():
-            if getattr(self, key) not in allowed:
-                raise ValueError(
-                    f"prior.{key} must be one of {', '.join(allowed)}, not {getattr(self, key)!r}."
-                )
-        for key in ("alpha", "kappa", "sigma_scale", "sigma_scale_step", "cov_const"):
-            value = getattr(self, key)
-            if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"prior.{key} must be a positive number, not {value}.")
-        if not 0 <= self.dirichlet_count < math.inf:
-            raise ValueError(f"prior.dirichlet_count must not be negative, not {self.dirichlet_count}.")
+        check_choices(self, "prior")
+        check_positive(self, "prior", ("alpha", "kappa", "sigma_scale", "sigma_scale_step", "cov_const"))
+        check_least(self, "prior", {"dirichlet_count": 0})
 
     def make(self, total: SufficientStats, earlier_clusterings: int = 0) -> NormalPrior:
         """The prior for data with these statistics (one set, all points).

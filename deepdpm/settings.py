@@ -6,38 +6,17 @@ Messages name a setting as the configuration does: `model.`, `trainer.optimizer.
 from __future__ import annotations
 
 import dataclasses
-import math
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from deepdpm.autoencoder import FeaturesSettings
+from deepdpm.checks import check_choices, check_least, check_positive
 
 LossName = Literal["kl", "isotropic", "diagonal"]
 
 Settings = TypeVar("Settings")
-
-
-def _check_choices(settings: Any, group: str) -> None:
-    """Refuse a value that a `Literal` field does not list."""
-    for name, hint in typing.get_type_hints(type(settings)).items():
-        choices, value = typing.get_args(hint), getattr(settings, name)
-        if typing.get_origin(hint) is Literal and value not in choices:
-            raise ValueError(f"{group}.{name} must be one of {', '.join(choices)}, not {value!r}.")
-
-
-def _check_least(settings: Any, group: str, least: Mapping[str, float]) -> None:
-    for name, bound in least.items():
-        value = getattr(settings, name)
-        if value is not None and not bound <= value < math.inf:
-            raise ValueError(f"{group}.{name} must be at least {bound}, not {value}.")
-
-
-def _check_positive(settings: Any, group: str, names: tuple[str, ...]) -> None:
-    for name in names:
-        if not 0 < getattr(settings, name) < math.inf:
-            raise ValueError(f"{group}.{name} must be a positive number, not {getattr(settings, name)}.")
 
 
 @dataclass(frozen=True)
@@ -87,13 +66,13 @@ class ModelSettings:
     ignore_subclusters: bool = False
 
     def __post_init__(self) -> None:
-        _check_choices(self, "model")
+        check_choices(self, "model")
         object.__setattr__(self, "hidden", tuple(int(width) for width in self.hidden))
         if not self.hidden or min(self.hidden) < 1:
             raise ValueError(f"model.hidden must list one or more positive widths, not {list(self.hidden)}.")
-        _check_least(self, "model", {"init_k": 1, "subcluster_hidden": 1})
-        _check_least(self, "model", {"cluster_loss_weight": 0, "subcluster_loss_weight": 0})
-        _check_positive(self, "model", ("temperature", "subcluster_temperature"))
+        check_least(self, "model", {"init_k": 1, "subcluster_hidden": 1})
+        check_least(self, "model", {"cluster_loss_weight": 0, "subcluster_loss_weight": 0})
+        check_positive(self, "model", ("temperature", "subcluster_temperature"))
 
 
 @dataclass(frozen=True)
@@ -119,9 +98,9 @@ class OptimizerSettings:
     lr_patience: int = 10
 
     def __post_init__(self) -> None:
-        _check_choices(self, "trainer.optimizer")
-        _check_positive(self, "trainer.optimizer", ("cluster_lr", "subcluster_lr"))
-        _check_least(self, "trainer.optimizer", {"lr_step": 1, "lr_patience": 0})
+        check_choices(self, "trainer.optimizer")
+        check_positive(self, "trainer.optimizer", ("cluster_lr", "subcluster_lr"))
+        check_least(self, "trainer.optimizer", {"lr_step": 1, "lr_patience": 0})
 
 
 @dataclass(frozen=True)
@@ -166,11 +145,11 @@ class ScheduleSettings:
     polish_steps: int = 1000
 
     def __post_init__(self) -> None:
-        _check_choices(self, "trainer.schedule")
+        check_choices(self, "trainer.schedule")
         zero = ["start_mstep", "mstep_every", "start_subclusters", "start_moves", "start_merges"]
         zero += ["freeze_after_init", "freeze_after_move", "polish_steps"]
         one = ("moves_every", "split_every", "merge_every", "max_searches")
-        _check_least(self, "trainer.schedule", dict.fromkeys(zero, 0) | dict.fromkeys(one, 1))
+        check_least(self, "trainer.schedule", dict.fromkeys(zero, 0) | dict.fromkeys(one, 1))
         if (self.split_every is None) != (self.merge_every is None):
             raise ValueError(
                 "trainer.schedule.split_every and merge_every go together: give both, or neither to have "

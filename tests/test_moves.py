@@ -193,7 +193,7 @@ def test_moves_read_well() -> None:
 
 @pytest.mark.parametrize("key", ["split_prob", "merge_prob"])
 def test_probabilities_are_checked(key: str) -> None:
-    with pytest.raises(ValueError, match=rf"model.moves.{key} must be a probability"):
+    with pytest.raises(ValueError, match=rf"model.moves.{key} must lie between 0 and 1"):
         MoveSettings(**{key: 1.5})  # type: ignore[arg-type]
 
 
@@ -202,3 +202,20 @@ def test_choices_are_checked() -> None:
         MoveSettings(kind="paper")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"model.moves.sample_size must be at least 2"):
         MoveSettings(sample_size=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("seeds", 0),
+        ("min_half", 1),
+        ("valleys", (0.9, 1.5)),
+        ("tolerance", -0.1),
+        ("hopeless", float("nan")),
+        ("least_stability", 2.0),
+        ("clear_valley", -1.0),
+    ],
+)
+def test_settings_of_the_search_are_checked_by_name(name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"model.moves.{name} must "):
+        MoveSettings(**{name: value})

@@ -209,7 +209,7 @@ def test_weights_are_smoothed_by_the_dirichlet_count() -> None:
         ({"scale": "huge"}, "prior.scale must be one of"),
         ({"kappa": 0.0}, "prior.kappa must be a positive number"),
         ({"alpha": -1.0}, "prior.alpha must be a positive number"),
-        ({"dirichlet_count": -0.1}, "prior.dirichlet_count must not be negative"),
+        ({"dirichlet_count": -0.1}, "prior.dirichlet_count must be at least 0"),
     ],
 )
 def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> None:
