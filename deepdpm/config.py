@@ -48,6 +48,8 @@ _NOT_HASHED_OF_LIGHTNING = (
     "profiler",
     "barebones",
 )
+# All that another method's result depends on: it sees the points as they are, and trains no nets.
+_HASHED_OF_PEER = ("dataset", "peer", "seed")
 
 
 def config_folder() -> Path:
@@ -181,12 +183,16 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
 def config_hash(cfg: Mapping[str, Any] | DictConfig) -> str:
     """Return a short hash of all settings that can change the result: of the seed, but not of outputs.
 
+    A peer's result depends on the data, the seed and the peer's own settings alone.
+
     Example:
         >>> base = config_hash(compose(["seed=1"]))
         >>> base == config_hash(compose(["seed=1", "name=x"])), base == config_hash(compose(["seed=2"]))
         (True, False)
     """
     plain = to_plain(cfg)
+    if (plain.get("peer") or {}).get("_target_"):
+        plain = {key: plain[key] for key in _HASHED_OF_PEER}
     for key in _NOT_HASHED:
         plain.pop(key, None)
     trainer = plain.get("trainer") or {}
@@ -250,12 +256,8 @@ _WITHOUT_EFFECT: tuple[tuple[Callable[[DictConfig], bool], tuple[str, ...], str]
     (
         lambda cfg: cfg.model.moves.kind == "published",
         (
-            *(
-                f"model.moves.{name}"
-                for name in ("seeds", "valleys", "tolerance", "hopeless", "least_stability")
-            ),
-            *(f"model.moves.{name}" for name in ("min_half", "clear_valley")),
-            *(f"trainer.schedule.{name}" for name in ("max_searches", "polish_steps")),
+            *(f"model.moves.{name}" for name in ("seeds", "valleys", "caution", "min_half", "clear_valley")),
+            *(f"trainer.schedule.{name}" for name in ("max_searches", "polish_steps", "polish_loss")),
         ),
         "it is for model.moves.kind=search",
     ),

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from deepdpm import config
@@ -183,6 +185,48 @@ def test_the_hash_tells_settings_from_labels_and_outputs() -> None:
     assert base == hashed("trainer.lightning.enable_progress_bar=false")
     changed = ("seed=1", "dataset=synthetic", "prior.alpha=1", "model.init_k=2", "trainer.batch_size=8")
     assert len({base, *map(hashed, changed), hashed("trainer.lightning.max_epochs=3")}) == len(changed) + 2
+
+
+PEERS = [path.stem for path in config.config_folder().glob("peer/*.yaml") if path.stem != "none"]
+OF_THE_NETS = {
+    "prior": ["prior=nig", "prior.nu=30", "prior.alpha=2", "prior.scale=isotropic", "prior.use_prior=false"],
+    "model": ["model.init_k=5", "model.hidden=[7]", "model.transform=none", "model.moves.kind=published"],
+    "trainer": [
+        "trainer=published",
+        "trainer.batch_size=64",
+        "trainer.optimizer.cluster_lr=1",
+        "trainer.schedule.polish_steps=1",
+        "trainer.lightning.max_epochs=3",
+        "trainer.lightning.precision=64-true",
+    ],
+    "outputs": ["tracking=wandb", "ckpt_path=x", "name=x", "+published=codes", "alternation=joint"],
+}
+OF_EACH_PEER = {
+    "kmeans": ["peer.num_clusters=3", "peer.num_starts=2"],
+    "gmm": ["peer.num_clusters=3", "peer.max_iterations=2"],
+    "dp_mixture": ["peer.max_components=3", "peer.concentration=2.5", "peer.max_iterations=2"],
+    "dbscan": ["peer.eps=1.5", "peer.min_samples=3"],
+    "hdbscan": ["peer.min_cluster_size=3", "peer.min_samples=3"],
+}
+OF_DATA = ["seed=1", "dataset=gaussians", "dataset.num_points=700", "dataset.num_points=701"]
+
+
+@settings(max_examples=12, deadline=None)
+@given(data=st.data())
+def test_a_peers_hash_knows_its_data_its_seed_and_its_own_settings_alone(data: st.DataObject) -> None:
+    def hashed(overrides: list[str]) -> str:
+        return config.config_hash(config.compose(["dataset=synthetic", f"peer={peer}", *overrides]))
+
+    peer = data.draw(st.sampled_from(PEERS))
+    no_effect = [
+        choice for choices in OF_THE_NETS.values() if (choice := data.draw(st.sampled_from(["", *choices])))
+    ]
+    one, other = data.draw(
+        st.lists(st.sampled_from(["", *OF_DATA, *OF_EACH_PEER[peer]]), min_size=2, max_size=2, unique=True)
+    )
+    first = hashed([one] if one else [])
+    assert hashed([*no_effect, *([one] if one else [])]) == first
+    assert hashed([*no_effect, *([other] if other else [])]) != first
 
 
 def test_folders_of_jobs_are_distinct_safe_and_short() -> None:
