@@ -6,7 +6,6 @@ own, so that a crash or a kill costs one job; the folder's lock (`jobs.py`) lets
 
 import argparse
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -39,11 +38,6 @@ from deepdpm.jobs import finished_result, in_progress, read_result, write_result
 from deepdpm.report import write_report
 
 _WAIT_SECONDS = 2.0
-
-# How the sources of deepdpm.data say that their files are not there.
-_MISSING_DATA = re.compile(
-    "(cannot|could not) be downloaded|is not set: give the folder|is not a folder|has no train_data"
-)
 
 
 @dataclass(frozen=True)
@@ -79,12 +73,6 @@ class Job:
     def data_missing(self) -> bool:
         """Whether the last try of the job ended for want of its data."""
         return bool((read_result(self.folder) or {}).get("data_missing", False))
-
-    def mark_missing_data(self) -> None:
-        """Say in the result of a failed job that its data are not there, where its error says so."""
-        result = read_result(self.folder) or {}
-        if result.get("status") == "failed" and _MISSING_DATA.search(str(result.get("error"))):
-            write_result(self.folder, {**result, "data_missing": True})
 
 
 @dataclass
@@ -206,6 +194,9 @@ def command_of(job: Job) -> list[str]:
 def run_job(job: Job, running: Running, threads: int) -> str:
     """Run one job and return how it ended; what ends without a result gets a result that says why."""
     job.folder.mkdir(parents=True, exist_ok=True)
+    if (read_result(job.folder) or {}).get("config_hash") != job.config_hash:
+        # Else a job that fails at its start would spare the result of other settings, and say nothing.
+        write_result(job.folder, _record(job, "pending"))
     log_file = job.folder / f"log_{os.getpid()}.txt"
     code = running.start(command_of(job), log_file, threads)
     log_file = log_file.replace(job.folder / "log.txt")
@@ -213,7 +204,6 @@ def run_job(job: Job, running: Running, threads: int) -> str:
         return "stopped"
     if not job.failed() and (code != 0 or job.status() != "finished"):
         write_result(job.folder, _record(job, "failed", _last_line(log_file, code)))
-    job.mark_missing_data()
     return "data missing" if job.data_missing() else str(job.status())
 
 

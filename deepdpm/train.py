@@ -252,13 +252,17 @@ class _Job:
 
     def leave_failure(self, error: BaseException) -> None:
         """Write `result.json` for a run that ends early; a failure at the start spares an earlier result."""
+        from deepdpm.data import DataMissingError
+
         stopped = isinstance(error, Stopped | KeyboardInterrupt)
+        self.record["data_missing"] = isinstance(error, DataMissingError)
         reason = str(error) if isinstance(error, ValueError | Stopped) else f"{type(error).__name__}: {error}"
         self.record |= {"status": "stopped" if stopped else "failed", "error": reason, **_ending()}
         if self.tracking is not None:
             self.tracking.finish(failed=True)
         path = self.folder / "result.json"
-        if not self.is_main or (not self.begun and path.exists()):
+        earlier = (results.read_json(path) or {}).get("status")
+        if not self.is_main or (not self.begun and earlier in ("finished", "stopped")):
             return
         try:
             results.write_json(path, self.record)

@@ -6,7 +6,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from deepdpm import config
-from deepdpm.tables import _MISSING_DATA, plan
+from deepdpm.data import DataMissingError
+from deepdpm.tables import plan
 
 FILES = sorted(config.experiments_folder().glob("*/*.yaml"))
 NAMES = [f"{path.parent.name}/{path.stem}" for path in FILES]
@@ -105,7 +106,7 @@ def test_codes_that_are_not_there_are_data_missing(
     from hydra.utils import instantiate
 
     monkeypatch.setenv("DEEPDPM_DATA", str(tmp_path))
-    with pytest.raises(ValueError, match=_MISSING_DATA.pattern):
+    with pytest.raises(DataMissingError, match="DATA|dataset.path"):
         instantiate(config.compose([f"+stl10={row}"]).dataset).load()
 
 

@@ -35,9 +35,8 @@ with FileLock(folder / ".lock"):
         if fate == "refuse":
             sys.exit("ValueError: prior.nu is 3: it must be more than 9.")
         if fate == "missing":
-            error = "dataset.path is not set: give the folder that holds train_data.pt."
-            write(status="failed", error=error)
-            sys.exit(error)
+            write(status="failed", error="The codes are not there.", data_missing=True)
+            sys.exit("The codes are not there.")
         write(status="finished", nmi=0.5, seed=0)
 """
 

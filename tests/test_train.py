@@ -302,6 +302,29 @@ def test_a_failed_start_spares_an_earlier_result(train: Callable[..., Any], tmp_
     assert result_of(tmp_path / "run")["status"] == "finished"
 
 
+@pytest.mark.parametrize(
+    "dataset",
+    [
+        ["dataset=embeddings", "dataset.path=gone"],
+        ["dataset=embeddings", "dataset.path=."],
+        ["dataset=file", "dataset.path=gone.npy"],
+        ["dataset=image_folder", "dataset.path=gone"],
+        ["dataset=text_folder", "dataset.path=gone"],
+        ["dataset=reuters10k", "dataset.path=gone.npy"],
+        ["+stl10=moco"],
+    ],
+)
+def test_missing_data_are_told_from_other_failures(
+    dataset: list[str], train: Callable[..., Any], tmp_path: Path
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "result.json").write_text('{"status": "pending"}')
+    for settings, missing in ((["seed=0"], True), (["seed=-1"], False)):
+        assert train(*dataset, *settings, "peer=kmeans", "hydra.run.dir=run").status == 1
+        result = result_of(tmp_path / "run")
+        assert (result["status"], result["data_missing"]) == ("failed", missing)
+
+
 def test_a_sweep_has_one_folder_a_job_and_outlives_a_failure(
     train: Callable[..., Any], tmp_path: Path
 ) -> None:

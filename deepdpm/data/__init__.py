@@ -5,11 +5,13 @@ There is one file for each kind. To add a kind, write a frozen dataclass of plai
 """
 
 from deepdpm.data.batches import CodesDataModule, CodesLoader, automatic_batch_size
+from deepdpm.data.files import DataMissingError
 from deepdpm.data.samples import Dataset, Samples, Source, make_labels, make_samples
 
 __all__ = [
     "CodesDataModule",
     "CodesLoader",
+    "DataMissingError",
     "Dataset",
     "Samples",
     "Source",

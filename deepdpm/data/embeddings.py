@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deepdpm.data.files import embedding_file
+from deepdpm.data.files import DataMissingError, embedding_file
 from deepdpm.data.samples import Dataset, Samples, make_samples
 from deepdpm.data.torch_file import load_torch
 
@@ -84,11 +84,11 @@ class EmbeddingFolder:
             raise ValueError("dataset.path is not set: give the folder that holds train_data.pt.")
         folder = Path(self.path).expanduser()
         if not folder.is_dir():
-            raise ValueError(
+            raise DataMissingError(
                 f"dataset.path={self.path} is not a folder: give the folder that holds train_data.pt."
             )
         if not (folder / "train_data.pt").is_file():
-            raise ValueError(
+            raise DataMissingError(
                 f"dataset.path={self.path} has no train_data.pt: put the codes there, or use dataset=file."
             )
         test_data = folder / "test_data.pt"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from deepdpm.data.files import DataMissingError
 from deepdpm.data.samples import NO_LABEL, Dataset, Samples, make_samples
 from deepdpm.data.torch_file import load_torch
 
@@ -120,7 +121,7 @@ def _open(path: str, what: str, header: bool | None) -> Any:
     """A DataFrame for tables, a dictionary for archives, else one array or tensor."""
     file = Path(path).expanduser()
     if not file.is_file():
-        raise ValueError(f"{what} is not a file: give a .npy, .npz, .csv, .parquet or .pt file.")
+        raise DataMissingError(f"{what} is not a file: give a .npy, .npz, .csv, .parquet or .pt file.")
     readers: dict[str, Callable[[Path], Any]] = {
         ".npy": _read_numpy,
         ".npz": _read_numpy,

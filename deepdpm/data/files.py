@@ -36,6 +36,10 @@ EMBEDDINGS_SHA256 = {
 }
 
 
+class DataMissingError(ValueError):
+    """The files of a data set are not on this machine; tables tell that from a failure."""
+
+
 def data_root(root: str | None = None) -> Path:
     """The folder that holds `embeddings/` and `torchvision/`: as given, else DEEPDPM_DATA, else `data/`."""
     return Path(root or os.environ.get("DEEPDPM_DATA") or "data").expanduser()
@@ -50,7 +54,7 @@ def embedding_file(relative: str) -> Path:
     """The path of one published file such as `MNIST/train_data.pt`, downloaded if it is nowhere on disk.
 
     Raises:
-        ValueError: it is not on disk and the download failed; says where to get it and where to put it.
+        DataMissingError: it is not on disk and the download failed; says where to get it and where to put it.
     """
     places = [root / "embeddings" / relative for root in (data_root(), cache_root())]
     for path in places:
@@ -65,7 +69,7 @@ def download(url: str, path: Path, sha256: str) -> None:
     """Download one file with a progress bar; it appears at `path` whole and checked, or not at all.
 
     Raises:
-        ValueError: no connection, another checksum, or no room to write; says where to put the file by hand.
+        DataMissingError: no connection, another checksum, or no room to write; says where to put the file by hand.
     """
     try:
         with _removed_if_empty(path.parent), _time_limit(_TIMEOUT_SECONDS):
@@ -73,7 +77,7 @@ def download(url: str, path: Path, sha256: str) -> None:
     except (OSError, RuntimeError) as error:
         if isinstance(error, HTTPError):
             error.close()
-        raise ValueError(
+        raise DataMissingError(
             f"{url} could not be downloaded ({error}): get the file from there by other means and put it at "
             f"{path.absolute()}, or set DEEPDPM_DATA to a folder that has "
             f"embeddings/{path.parent.name}/{path.name}."

@@ -17,6 +17,7 @@ from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 from torchvision.transforms import functional
 
+from deepdpm.data.files import DataMissingError
 from deepdpm.data.images import Pixels
 from deepdpm.data.samples import Dataset
 
@@ -123,7 +124,7 @@ def find_images(
         raise ValueError("dataset.path is not set: give the folder that holds the images.")
     root = Path(path).expanduser()
     if not root.is_dir():
-        raise ValueError(f"dataset.path: there is no folder {root}.")
+        raise DataMissingError(f"dataset.path: there is no folder {root}.")
     if not (root / "train").is_dir():
         return _list_part(root, _class_list(classes)), None
     train = _list_part(root / "train", _class_list(classes))

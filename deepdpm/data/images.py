@@ -22,7 +22,7 @@ from torchvision import datasets
 from torchvision.datasets.utils import download_url
 
 from deepdpm.data.embeddings import IMBALANCE, imbalanced_rows
-from deepdpm.data.files import cache_root, data_root
+from deepdpm.data.files import DataMissingError, cache_root, data_root
 from deepdpm.data.samples import Dataset, Samples
 
 KINDS = ("mnist", "fashion_mnist", "usps", "stl10")
@@ -232,7 +232,7 @@ def _download(root: Path, folder: Path, urls: Sequence[str], md5: str, unpack: s
             with tarfile.open(Path(partial) / target.name) as archive:
                 archive.extractall(partial, filter="data")
             return Path(shutil.move(Path(partial) / unpack, target.parent / unpack))
-    raise ValueError(
+    raise DataMissingError(
         f"{target.name} is not below {root} and cannot be downloaded ({'; '.join(reasons)}); put it into "
         f"{target.parent}, or set dataset.root or DEEPDPM_DATA to where it lies."
     )

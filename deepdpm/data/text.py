@@ -24,7 +24,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.preprocessing import normalize
 from torch import Tensor
 
-from deepdpm.data.files import cache_root, data_root
+from deepdpm.data.files import DataMissingError, cache_root, data_root
 from deepdpm.data.samples import Dataset, Samples
 
 log = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ class Reuters:
                 warnings.filterwarnings("ignore", "Retry downloading", UserWarning)
                 rcv1 = fetch_rcv1(data_home=root)
         except OSError as error:
-            raise ValueError(
+            raise DataMissingError(
                 f"RCV1 is not below {root} and cannot be downloaded ({error}); connect once, or set "
                 "dataset.path to a reuters10k.npy."
             ) from error
@@ -128,7 +128,7 @@ class TextFolder:
             raise ValueError("dataset.path is not set: give the folder that holds the text files.")
         root = Path(self.path).expanduser()
         if not root.is_dir():
-            raise ValueError(f"dataset.path: there is no folder {root}.")
+            raise DataMissingError(f"dataset.path: there is no folder {root}.")
         paths = sorted(root.rglob(self.pattern))
         texts = {path: text for path in paths if (text := _read_text(path)) is not None}
         vectorizer = TfidfVectorizer(sublinear_tf=True, max_features=self.num_terms, dtype=np.float64)
@@ -213,7 +213,7 @@ def read_pickled_arrays(file: BinaryIO) -> Any:
 def _read_customary(path: Path) -> tuple[Tensor, Tensor]:
     """Read a dict of `data` (N, T) and `label` (N,); scaling the rows again leaves them as they are."""
     if not path.is_file():
-        raise ValueError(f"dataset.path: there is no file {path}.")
+        raise DataMissingError(f"dataset.path: there is no file {path}.")
     try:
         with path.open("rb") as file:
             loaded = read_pickled_arrays(file)

@@ -216,7 +216,7 @@ def test_a_failed_download_leaves_nothing_and_says_what_to_do(
         monkeypatch.setattr(files, "_EMBEDDINGS_URL", "http://127.0.0.1:9")
     else:
         path.write_bytes(content[:-1] if damage == "cut" else b"X" + content[1:])
-    with pytest.raises(ValueError, match="could not be downloaded") as caught:
+    with pytest.raises(files.DataMissingError, match="could not be downloaded") as caught:
         PublishedCodes("usps_n2d", "usps").load()
     message = str(caught.value)
     assert str(tmp_path / "root/embeddings/USPS/train_data.pt") in message

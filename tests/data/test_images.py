@@ -18,6 +18,7 @@ import pytest
 import torch
 from torchvision import datasets
 
+from deepdpm.data.files import DataMissingError
 from deepdpm.data.images import RawImages, read_idx
 
 SHARED = Path(os.environ.get("DEEPDPM_DATA") or Path(__file__).parents[2] / ".." / "shared" / "data")
@@ -229,7 +230,7 @@ def test_no_network_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(
         datasets.USPS, "split_list", {"train": ["http://127.0.0.1:9/usps.bz2", "usps.bz2", "0" * 32]}
     )
-    with pytest.raises(ValueError, match=r"usps\.bz2 is not below .* cannot be downloaded"):
+    with pytest.raises(DataMissingError, match=r"usps\.bz2 is not below .* cannot be downloaded"):
         RawImages("usps", "usps", root=str(tmp_path)).load()
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
