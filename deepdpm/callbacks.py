@@ -58,9 +58,12 @@ class Trace(Checkpoint):
         """Seconds of training so far, those before a resumption included."""
         return self._earlier_seconds + time.perf_counter() - self._started
 
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Begin to count seconds: before the module's own start from the data, which is work of the method."""
+        self._started = time.perf_counter()
+
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin the file, with the rows that a checkpoint brought."""
-        self._started = time.perf_counter()
         if self.path is not None and trainer.is_global_zero:
             names = dict(zip(self.columns, self.columns, strict=True))
             write_text(self.path, _csv_lines([names, *self.rows], self.columns))

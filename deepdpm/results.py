@@ -167,18 +167,53 @@ def reset_peak_memory() -> None:
 
 def peak_memory_mb() -> float | None:
     """Return the greatest resident memory of this process in MB, without what is taken on a CUDA device."""
-    try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return round(int(line.split()[1]) / 1024, 1)
-    except OSError:
-        pass
+    found = _memory_mb("VmHWM:")
+    if found is not None:
+        return found
     try:
         import resource
     except ImportError:  # not on Windows
         return None
     unit = 1024**2 if sys.platform == "darwin" else 1024
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)
+
+
+def _memory_mb(name: str) -> float | None:
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(name):
+                return round(int(line.split()[1]) / 1024, 1)
+    except OSError:
+        pass
+    return None
+
+
+class Memory:
+    """The memory of a run in MB: its peak, and the peak beyond what the process held with the data loaded."""
+
+    def __init__(self) -> None:
+        self._loading_peak_mb = 0.0
+        self._loaded_mb: float | None = None
+
+    def begin(self) -> None:
+        """The run begins."""
+        reset_peak_memory()
+
+    def loaded(self) -> None:
+        """The data are loaded."""
+        self._loading_peak_mb = peak_memory_mb() or 0.0
+        reset_peak_memory()
+        self._loaded_mb = _memory_mb("VmRSS:")
+
+    def since_loaded_mb(self) -> float | None:
+        """Return how far memory has risen above that with the data loaded, None where no system tells."""
+        peak = peak_memory_mb()
+        return None if peak is None or self._loaded_mb is None else round(peak - self._loaded_mb, 1)
+
+    def peak_mb(self) -> float | None:
+        """Return the peak of the whole run, loading included."""
+        peak = peak_memory_mb()
+        return None if peak is None else max(peak, self._loading_peak_mb)
 
 
 def peak_device_memory_mb() -> float | None:

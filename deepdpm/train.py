@@ -106,6 +106,7 @@ class _Job:
         self.tracking: Any = None
         self.is_main = True
         self.begun = False
+        self.memory = results.Memory()
         self.record: dict[str, Any] = {
             "status": "failed",
             "error": None,
@@ -115,9 +116,8 @@ class _Job:
             **dict.fromkeys(
                 ("num_clusters", "num_components", "nmi", "ari", "acc", "silhouette", "log_likelihood")
             ),
-            **dict.fromkeys(
-                ("test", "seconds", "epochs", "peak_memory_mb", "peak_device_memory_mb", "device")
-            ),
+            **dict.fromkeys(("test", "seconds", "epochs", "phases", "device")),
+            **dict.fromkeys(("fit_memory_mb", "peak_memory_mb", "peak_device_memory_mb")),
             "num_points": None,
             "num_dims": None,
             "config_hash": config.config_hash(cfg),
@@ -133,14 +133,18 @@ class _Job:
         import pytorch_lightning as pl
 
         config.check(self.cfg, self.record["overrides"])
-        results.reset_peak_memory()
+        self.memory.begin()
         pl.seed_everything(self.cfg.seed, workers=True, verbose=False)
+        started = time.perf_counter()
         data = _make_data(self.cfg)
         train = data.dataset.train
         self.record |= {"dataset": data.name, "num_points": len(train), "num_dims": data.num_dims}
+        self.record["phases"] = {"load": round(time.perf_counter() - started, 4)}
+        self.memory.loaded()
         self.begun = True
         results.write_text(self.folder / "config.yaml", OmegaConf.to_yaml(self.cfg, resolve=True))
         outcome = self._peer(data) if OmegaConf.select(self.cfg, "peer._target_") else self._fit(data)
+        self.record["fit_memory_mb"] = self.memory.since_loaded_mb()
         if self.is_main:
             self._write(outcome, data)
         return self.record
@@ -149,6 +153,7 @@ class _Job:
         from deepdpm.callbacks import LastCheckpoint, StopOnSignal, Trace, save_checkpoint
         from deepdpm.joint import JointModule
         from deepdpm.phases import PhaseEnds
+        from deepdpm.timing import phase_seconds, time_phases
         from deepdpm.tracking import Pictures
 
         cfg, trainer_cfg = self.cfg, self.cfg.trainer
@@ -178,6 +183,7 @@ class _Job:
         )
         logger = None if self.tracking is None else self.tracking.logger
         trainer = make_trainer(cfg, callbacks, logger, self.folder, module.total_epochs)
+        time_phases(trainer)
         self.is_main = trainer.is_global_zero
         try:
             with _tamed_interrupt():
@@ -187,8 +193,10 @@ class _Job:
         if stop.signum is not None:
             raise Stopped(stop.signum, self.record)
         save_checkpoint(trainer, self.folder / "model.ckpt")
-        outcome = assign(module, data, trainer.strategy.root_device, trace.seconds)
+        trained = trace.seconds
+        outcome = assign(module, data, trainer.strategy.root_device, trained)
         outcome.epochs = len(trace.rows)
+        self.record["phases"] |= phase_seconds(trainer, outcome.seconds, outcome.seconds - trained)
         if self.is_main:
             last.unlink(missing_ok=True)
         return outcome
@@ -244,7 +252,7 @@ class _Job:
             cluster_ids=outcome.cluster_ids_K,
         )
         self.record |= summarize(outcome, data, self.cfg.seed)
-        self.record |= {"status": "finished", "error": None, **_ending()}
+        self.record |= {"status": "finished", "error": None, **self._ending()}
         if self.tracking is not None:
             self.tracking.summarize(self.record, self.folder / "model.ckpt")
             self.tracking.finish()
@@ -257,7 +265,7 @@ class _Job:
         stopped = isinstance(error, Stopped | KeyboardInterrupt)
         self.record["data_missing"] = isinstance(error, DataMissingError)
         reason = str(error) if isinstance(error, ValueError | Stopped) else f"{type(error).__name__}: {error}"
-        self.record |= {"status": "stopped" if stopped else "failed", "error": reason, **_ending()}
+        self.record |= {"status": "stopped" if stopped else "failed", "error": reason, **self._ending()}
         if self.tracking is not None:
             self.tracking.finish(failed=True)
         path = self.folder / "result.json"
@@ -269,13 +277,12 @@ class _Job:
         except ValueError:
             log.error("%s could not be written.", path)
 
-
-def _ending() -> dict[str, Any]:
-    return {
-        "peak_memory_mb": results.peak_memory_mb(),
-        "peak_device_memory_mb": results.peak_device_memory_mb(),
-        "finished": results.now(),
-    }
+    def _ending(self) -> dict[str, Any]:
+        return {
+            "peak_memory_mb": self.memory.peak_mb(),
+            "peak_device_memory_mb": results.peak_device_memory_mb(),
+            "finished": results.now(),
+        }
 
 
 def _is_multirun() -> bool:
