@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from deepdpm.augment import augmented
+
 KINDS = ("none", "dense", "conv")
 FILTERS = 32
 KERNEL = 5
@@ -29,7 +31,9 @@ class FeaturesSettings:
 
     `kind` is "none" (the data are codes already), "dense" or "conv". `hidden_dims` are the widths between
     input and code, for the dense one. `noise` is the standard deviation of the Gaussian noise added to the
-    inputs while pretraining. `weights` is a weight file; with it nothing is pretrained.
+    inputs while pretraining; `augment` is the strength of the random shifts, turns and the like of images
+    (`deepdpm.augment`), which the reconstruction must undo. `weights` is a weight file; with it nothing is
+    pretrained.
 
     Raises:
         ValueError: a value out of range, naming the setting.
@@ -42,6 +46,7 @@ class FeaturesSettings:
     latent_dim: int = 10
     hidden_dims: tuple[int, ...] = (500, 500, 2000)
     noise: float = 0.0
+    augment: float = 0.0
     pretrain_epochs: int = 50
     pretrain_batch_size: int = 1024
     pretrain_lr: float = 0.002
@@ -66,7 +71,7 @@ class FeaturesSettings:
             )
         if self.pretrain_lr <= 0:
             raise ValueError(f"model.features.pretrain_lr must be above 0, not {self.pretrain_lr}.")
-        for key in ("noise", "pretrain_epochs", "weight_decay"):
+        for key in ("noise", "augment", "pretrain_epochs", "weight_decay"):
             if getattr(self, key) < 0:
                 raise ValueError(f"model.features.{key} must not be negative, not {getattr(self, key)}.")
 
@@ -194,14 +199,16 @@ def build_autoencoder(
     """Make the autoencoder of some settings, `with_weights` with its weight file loaded where one is set.
 
     Raises:
-        ValueError: kind "none", a convolution over rows that are not images, or a weight file that does not
-            fit.
+        ValueError: kind "none", a convolution or an augmentation of rows that are not images, or a weight
+            file that does not fit.
 
     >>> settings = FeaturesSettings(kind="dense", hidden_dims=(8,), latent_dim=2)
     >>> build_autoencoder(settings, num_dims=5).latent_dim
     2
     """
     model: Autoencoder
+    if settings.augment > 0 and image_shape is None:
+        raise ValueError("model.features.augment needs a data set of images; set it to 0.")
     if settings.kind == "dense":
         model = DenseAutoencoder(num_dims, settings.hidden_dims, settings.latent_dim)
     elif settings.kind == "conv":
@@ -227,20 +234,30 @@ def reconstruction_loss(x_BD: Tensor, reconstruction_BD: Tensor) -> Tensor:
 
 
 def denoising_loss(
-    model: Autoencoder, x_BD: Tensor, noise: float, generator: torch.Generator | None = None
+    model: Autoencoder,
+    x_BD: Tensor,
+    noise: float,
+    generator: torch.Generator | None = None,
+    augment: float = 0.0,
+    image_shape: Sequence[int] | None = None,
 ) -> Tensor:
-    """Sum the squared error between clean rows (B, D) and the reconstructions of noisy ones.
+    """Sum the squared error between clean rows (B, D) and the reconstructions of disturbed ones.
 
-    `noise` is the standard deviation of the Gaussian noise; 0 adds none. The generator lives on the CPU, so
-    that the noise is the same on every device.
+    `noise` is the standard deviation of the Gaussian noise; 0 adds none. `augment` is the strength with which
+    images of `image_shape` are moved first; since the target stays where it was, a code has to leave out
+    where and how slanted the image is. The generator lives on the CPU, so that both are the same on every
+    device.
 
     >>> denoising_loss(DenseAutoencoder(4, (3,), 2), torch.zeros(5, 4), noise=0.1).shape
     torch.Size([])
     """
-    noisy_BD = x_BD
+    input_BD = x_BD
+    if augment > 0:
+        assert image_shape is not None, "build_autoencoder refuses this"
+        input_BD = augmented(x_BD, image_shape, augment, generator)
     if noise > 0:
-        noisy_BD = x_BD + noise * torch.randn(x_BD.shape, generator=generator).to(x_BD)
-    return reconstruction_loss(x_BD, model(noisy_BD)[1])
+        input_BD = input_BD + noise * torch.randn(x_BD.shape, generator=generator).to(x_BD)
+    return reconstruction_loss(x_BD, model(input_BD)[1])
 
 
 PUBLISHED_CONV_NAMES = {

@@ -66,6 +66,9 @@ def build_parser() -> argparse.ArgumentParser:
     autoencoder.add_argument("--latent-dim", type=int, default=defaults.latent_dim)
     autoencoder.add_argument("--hidden-dims", type=int, nargs="+", default=list(defaults.hidden_dims))
     autoencoder.add_argument("--noise", type=float, default=defaults.noise)
+    autoencoder.add_argument(
+        "--augment", type=float, default=defaults.augment, help="strength of random shifts, turns, ..."
+    )
     autoencoder.add_argument("--epochs", type=int, default=defaults.pretrain_epochs)
     autoencoder.add_argument("--batch-size", type=int, default=defaults.pretrain_batch_size)
     autoencoder.add_argument("--lr", type=float, default=defaults.pretrain_lr)
@@ -175,6 +178,7 @@ def _autoencoder_codes(dataset: Dataset, options: argparse.Namespace) -> Dataset
         latent_dim=options.latent_dim,
         hidden_dims=options.hidden_dims,
         noise=options.noise,
+        augment=options.augment,
         pretrain_epochs=options.epochs,
         pretrain_batch_size=options.batch_size,
         pretrain_lr=options.lr,

@@ -66,6 +66,7 @@ class JointModule(DeepDPMModule):
         self.alternation = from_plain(AlternationSettings, alternation)
         shape = None if image_shape is None else [int(length) for length in image_shape]
         self.save_hyperparameters({"alternation": to_plain(self.alternation), "image_shape": shape})
+        self.image_shape = shape
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.autoencoder = build_autoencoder(self.model.features, num_dims, shape, with_weights=False)
@@ -245,7 +246,10 @@ class JointModule(DeepDPMModule):
     def _autoencoder_step(self, x_BD: Tensor, index_B: Tensor, batch_idx: int, part: int) -> None:
         if self.phase.kind == "pretrain":
             generator = noise_generator(self.seed, self.epoch, batch_idx, part)
-            reconstruction = denoising_loss(self.autoencoder, x_BD, self.model.features.noise, generator)
+            features = self.model.features
+            reconstruction = denoising_loss(
+                self.autoencoder, x_BD, features.noise, generator, features.augment, self.image_shape
+            )
             regularization, loss = torch.zeros_like(reconstruction), reconstruction
         else:
             code_BL, reconstruction_BD = self.autoencoder(x_BD)

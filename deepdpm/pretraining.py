@@ -19,10 +19,10 @@ from deepdpm.autoencoder import Autoencoder, FeaturesSettings, build_autoencoder
 
 
 class Pretraining(pl.LightningModule):
-    """Train an autoencoder to reconstruct rows, with or without noise on them.
+    """Train an autoencoder to reconstruct rows, with or without noise on them or, if images, moved a little.
 
-    Batches are pairs of rows (B, D) and their numbers (B,). The noise is a pure function of seed, epoch and
-    batch, so that a resumed training sees the noise that an uninterrupted one would have seen.
+    Batches are pairs of rows (B, D) and their numbers (B,). The disturbance is a pure function of seed, epoch
+    and batch, so that a resumed training sees the one that an uninterrupted one would have seen.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Pretraining(pl.LightningModule):
             {"features": plain, "num_dims": num_dims, "image_shape": shape, "seed": seed}
         )
         self.features = FeaturesSettings(**plain)
-        self.seed = seed
+        self.seed, self.image_shape = seed, shape
         # Manual, since automatic optimization cannot leave out a batch without a warning.
         self.automatic_optimization = False
         self.autoencoder = build_autoencoder(self.features, num_dims, shape)
@@ -54,7 +54,10 @@ class Pretraining(pl.LightningModule):
         if len(x_BD) < 2:
             return
         generator = noise_generator(self.seed, self.current_epoch, batch_index)
-        loss = denoising_loss(self.autoencoder, x_BD, self.features.noise, generator)
+        features = self.features
+        loss = denoising_loss(
+            self.autoencoder, x_BD, features.noise, generator, features.augment, self.image_shape
+        )
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
         optimizer.zero_grad()

@@ -225,6 +225,7 @@ def test_bad_weight_files_give_one_sentence(tmp_path: Path, monkeypatch: pytest.
         ("hidden_dims", ()),
         ("hidden_dims", (500, 0)),
         ("noise", -0.1),
+        ("augment", -0.1),
         ("pretrain_epochs", -1),
         ("pretrain_batch_size", 1),
         ("pretrain_lr", 0.0),

@@ -56,7 +56,7 @@ def test_given_weights_are_not_trained() -> None:
 def test_an_interrupted_pretraining_goes_on_to_the_bit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    arguments = [*SMALL, "--noise", "0.1"]
+    arguments = [*SMALL, "--noise", "0.1", "--augment", "1"]
     main(["digits", "whole", *arguments])
 
     def stop(module: Pretraining) -> None:
@@ -171,6 +171,8 @@ def test_n2d_without_umap_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> No
         (["image_folder", "codes", "dataset.path=gone"], r"dataset\.path: there is no folder gone"),
         (["image_folder", "codes", "dataset.channels=2"], r"dataset\.channels must be 1 \(grey\) or 3"),
         (["digits", "codes", "--latent-dim", "0"], "latent_dim must be at least 1"),
+        (["digits", "codes", "--augment", "-1"], "augment must not be negative"),
+        (["synthetic", "codes", "--augment", "1"], "augment needs a data set of images"),
         (["digits", "codes", "--kind", "conv", "--weights", "gone.pt"], "model.features"),
     ],
 )

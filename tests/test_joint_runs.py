@@ -20,6 +20,7 @@ JOINT = (
     "model.features.hidden_dims=[32]",
     "model.features.latent_dim=4",
     "model.features.pretrain_epochs=2",
+    "model.features.augment=0.5",
     "model.features.pretrain_batch_size=128",
     "model.moves.kind=published",
     "model.init_k=8",
