@@ -310,7 +310,7 @@ class DeepDPMModule(ClusteringModel):
         self.progress.see(log_density)
         self._m_step()
         if self.moves.kind == "search":
-            self._search_moves()
+            self._search_moves(cluster_loss)
         else:
             self._published_moves()
         if self.moves_of_epoch:
@@ -345,10 +345,10 @@ class DeepDPMModule(ClusteringModel):
 
     # Moves -------------------------------------------------------------------------------------------------
 
-    def _search_moves(self) -> None:
+    def _search_moves(self, cluster_loss: float) -> None:
         if self.progress.at_rest:
             self.progress.polish_epoch += 1
-            if self.progress.polish_epoch >= self._polish_epochs():
+            if self.progress.polish_epoch >= self._polish_epochs() or self._polished(cluster_loss):
                 self.progress.finished = True
                 self._finish()
         elif self.schedule.search_due(self.clustering_epoch):
@@ -432,6 +432,10 @@ class DeepDPMModule(ClusteringModel):
     def _polish_epochs(self) -> int:
         steps = int(self.trainer.num_training_batches)
         return max(_LEAST_POLISH_EPOCHS, math.ceil(self.schedule.polish_steps / max(steps, 1)))
+
+    def _polished(self, cluster_loss: float) -> bool:
+        enough = self.progress.polish_epoch >= _LEAST_POLISH_EPOCHS and self.progress.settled
+        return enough and self.model.cluster_loss == "kl" and cluster_loss < self.schedule.polish_loss
 
     def _polish_lr(self) -> None:
         """Let the learning rates fall to zero in a straight line over the steps of polishing."""

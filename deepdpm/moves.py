@@ -30,10 +30,8 @@ class MoveSettings:
         seeds: "search": k-means centres that the search starts from, at the most.
         valleys: "search": the steps of merging. Clusters are merged while the density's valley between them
             is higher than this fraction of its lower peak.
-        tolerance: "search": the coarsest step is taken whose stability (a mean adjusted Rand index between
-            what the sample and its halves give) is within this of the best.
-        hopeless: "search": merging ends once the stability has fallen by more than this.
-        least_stability: "search": below this there is one cluster.
+        caution: "search": of all steps that one is believed whose clusters come back best from the halves of
+            the sample; a nat of information that differs costs so many nats that agree.
         min_half: "search": halves of fewer points are not tried; then the last step of merging counts.
         clear_valley: "search": later steps split a cluster if the valley between its halves is lower.
         min_points: "published": both halves of a split need more points than this.
@@ -54,10 +52,8 @@ class MoveSettings:
     kind: MovesKind = "search"
     sample_size: int = 6_000
     seeds: int = 128
-    valleys: tuple[float, ...] = (0.9, 0.75, 0.6, 0.5, 0.4, 0.3)
-    tolerance: float = 0.03
-    hopeless: float = 0.07
-    least_stability: float = 0.3
+    valleys: tuple[float, ...] = (0.9, 0.75, 0.6, 0.5, 0.4, 0.3, 0.2)
+    caution: float = 1.5
     min_half: int = 50
     clear_valley: float = 0.2
     min_points: int = 5
@@ -72,10 +68,9 @@ class MoveSettings:
     def __post_init__(self) -> None:
         object.__setattr__(self, "valleys", tuple(self.valleys))
         check_choices(self, "model.moves")
-        least = {"sample_size": 2, "seeds": 1, "min_half": 2, "min_points": 0, "neighbours": 1}
+        least = {"sample_size": 2, "seeds": 1, "min_half": 2, "min_points": 0, "neighbours": 1, "caution": 0}
         check_least(self, "model.moves", least)
-        fractions = ("valleys", "tolerance", "hopeless", "least_stability", "clear_valley")
-        check_fraction(self, "model.moves", (*fractions, "split_prob", "merge_prob"))
+        check_fraction(self, "model.moves", ("valleys", "clear_valley", "split_prob", "merge_prob"))
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from deepdpm.linalg import cholesky
 from deepdpm.mixture import Mixture
 from deepdpm.stats import SufficientStats
 
-MOST_POINTS = 200
+MOST_POINTS = 1000
 _LINE = (-1.0, 2.0)
 _NUM_BINS = 256
 _NUM_RIDGE = 33
@@ -31,9 +31,9 @@ def valley_ratios(
 ) -> Tensor:
     """The density's valley between the clusters of each pair over its lower peak, in 0..1 (P,).
 
-    The greatest of four views, so that clusters count as apart only if they are so from every side: the
-    kernel density along the line between the means in three metrics (the pair's own covariance, the pooled
-    one, and the plain one), and the ridge line of the two Gaussians (Ray and Lindsay 2005, eq. 4). A
+    The greatest of three views, so that clusters count as apart only if they are so from every side: the
+    kernel density along the discriminant direction of the pair's own covariance, along that of the pooled
+    one, and the ridge line of the two Gaussians (Ray and Lindsay 2005, eq. 4). A
     direction fitted to few points shows a valley where there is none. So each point is projected on the
     direction found without it, and every metric fades to the covariance pooled over all clusters where a pair
     has fewer than D^2 points.
@@ -97,13 +97,9 @@ def _greatest_view(clusters: _Clusters, pairs_P2: Tensor) -> Tensor:
     )[:, :, None, None]
     both_P = count_P2.sum(1)[:, None, None]
     pair_PDD = (count_P2[:, :, None, None] * clusters.covariance_KDD[pairs_P2]).sum(1)
-    plain_DD = (
-        torch.eye(num_dims, dtype=faded.dtype, device=faded.device) * clusters.pooled_DD.diagonal().mean()
-    )
     metrics = (
         (pair_PDD + faded) / (both_P + num_dims**2),
         clusters.pooled_DD.expand(len(pairs_P2), -1, -1),
-        (both_P * plain_DD + faded) / (both_P + num_dims**2),
     )
     points_P2MD = clusters.points_KMD[pairs_P2] - clusters.mean_KD[left_P][:, None, None]
     valid_P2M = clusters.valid_KM[pairs_P2]

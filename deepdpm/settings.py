@@ -124,6 +124,8 @@ class ScheduleSettings:
         max_searches: "search": steps of moves at the most, should they not come to rest.
         polish_steps: "search": once moves rest, the nets train for about so many more steps, at least five
             epochs, while the learning rates fall to 0; then training stops.
+        polish_loss: "search": polishing ends sooner once EM has converged and the cluster net's "kl" loss is
+            below this, in nats for a point.
 
     Raises:
         ValueError: a value out of range, naming the setting.
@@ -143,11 +145,12 @@ class ScheduleSettings:
     freeze_after_move: int = 0
     max_searches: int = 10
     polish_steps: int = 1000
+    polish_loss: float = 0.005
 
     def __post_init__(self) -> None:
         check_choices(self, "trainer.schedule")
         zero = ["start_mstep", "mstep_every", "start_subclusters", "start_moves", "start_merges"]
-        zero += ["freeze_after_init", "freeze_after_move", "polish_steps"]
+        zero += ["freeze_after_init", "freeze_after_move", "polish_steps", "polish_loss"]
         one = ("moves_every", "split_every", "merge_every", "max_searches")
         check_least(self, "trainer.schedule", dict.fromkeys(zero, 0) | dict.fromkeys(one, 1))
         if (self.split_every is None) != (self.merge_every is None):

@@ -210,9 +210,8 @@ def test_choices_are_checked() -> None:
         ("seeds", 0),
         ("min_half", 1),
         ("valleys", (0.9, 1.5)),
-        ("tolerance", -0.1),
-        ("hopeless", float("nan")),
-        ("least_stability", 2.0),
+        ("caution", -0.1),
+        ("caution", float("nan")),
         ("clear_valley", -1.0),
     ],
 )

@@ -9,7 +9,7 @@ from torch import Tensor
 from deepdpm.metrics import evaluate
 from deepdpm.moves import MoveSettings
 from deepdpm.priors import NormalPrior, PriorSettings
-from deepdpm.search import search
+from deepdpm.search import expectation_maximisation, satellites, search, without_satellites
 from deepdpm.stats import SufficientStats
 
 
@@ -100,3 +100,50 @@ def test_duplicates_constants_and_lines_run() -> None:
     assert labels_M[:100].unique().numel() == 1
     line_MD = torch.randn(300, 1, generator=torch.Generator().manual_seed(0)) * torch.ones(1, 3)
     assert found(line_MD)[0].shape == (300,)
+
+
+def with_clump(each: int, radius: float, distance: float) -> tuple[Tensor, Tensor]:
+    """Two far Gaussians of 600 points, and a third cluster beside the first."""
+    generator = torch.Generator().manual_seed(0)
+    x_MD = torch.randn(1200 + each, 3, generator=generator)
+    labels_M = torch.cat([torch.zeros(600), torch.ones(600), torch.full((each,), 2.0)]).long()
+    x_MD[600:1200, 0] += 40
+    x_MD[1200:] *= radius
+    x_MD[1200:, 1] += distance
+    return x_MD, labels_M
+
+
+@pytest.mark.parametrize(
+    ("each", "radius", "distance", "joined"),
+    [(60, 0.15, 5.0, True), (60, 1.0, 8.0, False), (300, 0.15, 5.0, False), (60, 0.15, 15.0, False)],
+    ids=["a satellite", "as wide as others", "large", "far"],
+)
+def test_satellites_are_small_compact_and_near(
+    each: int, radius: float, distance: float, joined: bool
+) -> None:
+    x_MD, labels_M = with_clump(each, radius, distance)
+    prior = PriorSettings().make(SufficientStats.from_labels(x_MD, 0 * labels_M, 1))
+    partition = expectation_maximisation(x_MD, labels_M, prior, 1)
+    assert partition.num_clusters == 3
+    pairs_P2 = torch.tensor([[0, 1], [0, 2], [1, 2]])
+    assert satellites(partition, pairs_P2).tolist() == [False, joined, False]
+    assert without_satellites(partition).num_clusters == (2 if joined else 3)
+
+
+def test_a_search_joins_a_satellite_and_later_searches_leave_it() -> None:
+    x_MD, _ = with_clump(60, 0.15, 5.0)
+    labels_M, prior = found(x_MD)
+    assert labels_M.max() == 1
+    again_M, _ = search(x_MD, labels_M, prior, MoveSettings(), torch.Generator(), first=False)
+    assert evaluate(labels_M, again_M)["ari"] == 1
+
+
+def test_caution_decides_whether_pieces_that_wander_are_believed() -> None:
+    # A ring has no clusters, but any number of pieces whose borders lie anywhere.
+    angle_M = 2 * torch.pi * torch.rand(3000, generator=torch.Generator().manual_seed(0))
+    ring_MD = torch.stack([angle_M.cos(), angle_M.sin()], 1)
+    ring_MD += 0.05 * torch.randn(3000, 2, generator=torch.Generator().manual_seed(1))
+    bold, careful = (
+        found(ring_MD, settings=MoveSettings(caution=caution))[0].max() for caution in (0.0, 5.0)
+    )
+    assert careful < bold
