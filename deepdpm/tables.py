@@ -56,6 +56,11 @@ class Job:
         """What the progress shows."""
         return f"{self.folder.parent.parent.name} / {self.folder.parent.name}, seed {self.seed}"
 
+    @property
+    def table(self) -> str:
+        """The table that the job belongs to."""
+        return self.folder.parents[2].name
+
     def finished(self) -> bool:
         """Whether the folder holds the finished run of exactly these settings."""
         return finished_result(self.folder, self.config_hash) is not None
@@ -83,9 +88,10 @@ class Running:
     lock: threading.Lock = field(default_factory=threading.Lock)
     stopped: bool = False
 
-    def start(self, command: Sequence[str], log_file: Path, threads: int) -> int:
+    def start(self, command: Sequence[str], log_file: Path, threads: int, group: str) -> int:
         """Run a command to its end and return its exit status; a stopped table starts nothing more."""
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+        threaded = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+        environment = {"WANDB_RUN_GROUP": group, **os.environ, **threaded}
         with log_file.open("wb") as log:
             with self.lock:
                 if self.stopped:
@@ -197,8 +203,8 @@ def run_job(job: Job, running: Running, threads: int) -> str:
     if (read_result(job.folder) or {}).get("config_hash") != job.config_hash:
         # Else a job that fails at its start would spare the result of other settings, and say nothing.
         write_result(job.folder, _record(job, "pending"))
-    log_file = job.folder / f"log_{os.getpid()}.txt"
-    code = running.start(command_of(job), log_file, threads)
+    log_file = job.folder / f"log_{os.getpid()}_{threading.get_ident()}.txt"
+    code = running.start(command_of(job), log_file, threads, group=job.table)
     log_file = log_file.replace(job.folder / "log.txt")
     if running.stopped:
         return "stopped"

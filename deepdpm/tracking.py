@@ -32,7 +32,7 @@ class WandbSettings:
             "disabled" does neither.
         project: the project of W&B.
         entity: the team or user; None for the account's own.
-        group: what runs of one sweep share; None for the sweep's folder.
+        group: what runs of one sweep share; None for the sweep's folder, or the table's name.
         tags: labels to find the run by.
         picture_every_n_epochs: epochs between two pictures of the clusters.
         log_model: whether the final model becomes an artifact.
@@ -71,6 +71,7 @@ class WandbTracking:
     def __init__(self, settings: WandbSettings, folder: Path, name: str, group: str | None = None) -> None:
         self.settings, self.folder, self.name, self.group = settings, folder, name, settings.group or group
         self.logger: WandbLogger | None = None
+        self._own_data_folder = "WANDB_DATA_DIR" not in os.environ
 
     def start(self, config: Mapping[str, Any]) -> WandbLogger:
         """Open the run and send the whole configuration.
@@ -81,7 +82,8 @@ class WandbTracking:
         import wandb
 
         # W&B stages artifacts in the user's home unless told otherwise; an offline run should be whole.
-        os.environ.setdefault("WANDB_DATA_DIR", str(self.folder / "wandb"))
+        if self._own_data_folder:
+            os.environ["WANDB_DATA_DIR"] = str(self.folder / "wandb")
         logging.getLogger("wandb").setLevel(logging.ERROR)
         (self.folder / "wandb").mkdir(parents=True, exist_ok=True)
         try:
@@ -125,6 +127,8 @@ class WandbTracking:
         if self.logger is not None:
             self.logger.experiment.finish(exit_code=int(failed))
             self.logger = None
+        if self._own_data_folder:
+            os.environ.pop("WANDB_DATA_DIR", None)
 
 
 class Pictures(Checkpoint):

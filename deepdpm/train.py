@@ -207,9 +207,10 @@ class _Job:
         if OmegaConf.select(self.cfg, "tracking._target_") is None:
             return
         settings = config.make_settings(config.to_plain(self.cfg.tracking))
-        name = self.cfg.name or self.record["dataset"]
+        parts = [self.record[key] for key in ("name", "dataset", "seed")]
+        name = "-".join(str(part) for part in parts if part is not None)
         group = self.folder.parent.name if _is_multirun() else None
-        self.tracking = WandbTracking(settings, self.folder, f"{name}-{self.cfg.seed}", group)
+        self.tracking = WandbTracking(settings, self.folder, name, group)
         if int(os.environ.get("LOCAL_RANK", "0")) == 0:
             self.tracking.start(config.to_plain(self.cfg))
 
@@ -227,6 +228,7 @@ class _Job:
 
     def _peer(self, data: "CodesDataModule") -> Outcome:
         """Cluster by another method, for the tables."""
+        self._start_tracking()
         samples = data.dataset.train
         labels = None if samples.labels is None else samples.labels[samples.labels >= 0]
         num_classes = None if labels is None else len(labels.unique())

@@ -37,7 +37,7 @@ with FileLock(folder / ".lock"):
         if fate == "missing":
             write(status="failed", error="The codes are not there.", data_missing=True)
             sys.exit("The codes are not there.")
-        write(status="finished", nmi=0.5, seed=0)
+        write(status="finished", nmi=0.5, seed=0, group=os.environ.get("WANDB_RUN_GROUP"))
 """
 
 
@@ -46,7 +46,7 @@ def make_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Return a function that makes jobs whose command is the one above, with the fate of each."""
 
     def make(*fates: str, seconds: float = 0.0) -> list[Job]:
-        folder = tmp_path / "table" / "row"
+        folder = tmp_path / "table" / "row" / "m"
         jobs = [
             Job((f"seed={seed}",), folder / f"seed_{seed}", f"set_{fate}", "m", seed, f"hash{seed}")
             for seed, fate in enumerate(fates)
@@ -111,6 +111,17 @@ def test_missing_data_are_looked_for_once_and_again_the_next_time(make_jobs) -> 
         assert run(jobs)["data missing"] == 2
         assert [starts(job) for job in jobs] == [tries, 0, 1]
     assert all(job.data_missing() for job in jobs[:2])
+
+
+def test_runs_of_a_table_are_grouped_by_its_name(make_jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    (job,) = make_jobs("good")
+    for given, group in ((None, "table"), ("mine", "mine")):
+        monkeypatch.delenv("WANDB_RUN_GROUP", raising=False)
+        if given:
+            monkeypatch.setenv("WANDB_RUN_GROUP", given)
+        (job.folder / "result.json").unlink(missing_ok=True)
+        run([job])
+        assert json.loads((job.folder / "result.json").read_text())["group"] == group
 
 
 def test_jobs_wait_visibly(make_jobs) -> None:
