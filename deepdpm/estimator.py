@@ -16,7 +16,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
-from sklearn.utils.validation import check_is_fitted, check_random_state, validate_data
+from sklearn.utils.validation import check_is_fitted, check_random_state
 from torch import Tensor
 
 from deepdpm.callbacks import Trace
@@ -26,6 +26,8 @@ from deepdpm.inverse import covariances_of_points, means_of_points
 from deepdpm.metrics import evaluate
 from deepdpm.module import DeepDPMModule
 from deepdpm.moves import MoveSettings
+from deepdpm.parameters import groups_of, parameters_of
+from deepdpm.points import as_given, draw_rows, points_of
 from deepdpm.priors import PriorSettings
 from deepdpm.progress import EpochProgress
 from deepdpm.saving import (
@@ -37,44 +39,8 @@ from deepdpm.saving import (
     saved_state,
     write_checkpoint,
 )
-from deepdpm.settings import ModelSettings, OptimizerSettings, ScheduleSettings, from_plain
+from deepdpm.settings import ModelSettings, OptimizerSettings, ScheduleSettings
 from deepdpm.state import Progress
-
-_KINDS = {
-    "model": ModelSettings,
-    "prior": PriorSettings,
-    "moves": MoveSettings,
-    "optimizer": OptimizerSettings,
-    "schedule": ScheduleSettings,
-}
-# Where the flat parameters belong: the settings that they are part of, and their name there.
-_PLACES = {
-    "init_k": ("model", "init_k"),
-    "transform_kind": ("model", "transform"),
-    "hidden": ("model", "hidden"),
-    "cluster_loss": ("model", "cluster_loss"),
-    "prior": ("prior", "kind"),
-    "alpha": ("prior", "alpha"),
-    "nu": ("prior", "nu"),
-    "kappa": ("prior", "kappa"),
-    "scale": ("prior", "scale"),
-    "sigma_scale": ("prior", "sigma_scale"),
-    "moves": ("moves", "kind"),
-    "sample_size": ("moves", "sample_size"),
-    "cluster_lr": ("optimizer", "cluster_lr"),
-    "subcluster_lr": ("optimizer", "subcluster_lr"),
-    "start_moves": ("schedule", "start_moves"),
-    "moves_every": ("schedule", "moves_every"),
-    "polish_steps": ("schedule", "polish_steps"),
-}
-# The prefixes of `settings`, longest first, and the same groups.
-_PREFIXES = {
-    "model.moves.": "moves",
-    "model.": "model",
-    "prior.": "prior",
-    "trainer.optimizer.": "optimizer",
-    "trainer.schedule.": "schedule",
-}
 
 
 class DeepDPM(ClusterMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -191,7 +157,7 @@ class DeepDPM(ClusterMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
             ValueError: a parameter out of range, or points that are too few, not finite or not numbers.
         """
         groups = self._groups()
-        x_ND = self._points(X, reset=True, least=2)
+        x_ND = points_of(self, X, reset=True, least=2)
         self._seed = self._draw_seed()
         module = DeepDPMModule(**groups, seed=self._seed, num_dims=x_ND.shape[1])
         self.history_: list[dict[str, Any]] = []
@@ -212,28 +178,13 @@ class DeepDPM(ClusterMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         if not hasattr(self, "module_"):
             return self.fit(X)
         self._groups()
-        x_ND = self._points(X, reset=False, least=1)
+        x_ND = points_of(self, X, reset=False)
         self.module_.progress = Progress()
         both_ND = torch.cat([self._remembered_ND.to(x_ND.device), x_ND])
         return self._train(self.module_, both_ND, x_ND)._take_labels(X, x_ND)
 
     def _groups(self) -> dict[str, dict[str, Any]]:
-        """The parameters as plain settings, by the arguments of the module that take them."""
-        groups: dict[str, dict[str, Any]] = {group: {} for group in _KINDS}
-        for name, (group, key) in _PLACES.items():
-            groups[group][key] = getattr(self, name)
-        for full_key, value in (self.settings or {}).items():
-            prefix = next((prefix for prefix in _PREFIXES if full_key.startswith(prefix)), None)
-            if prefix is None:
-                raise ValueError(
-                    f"settings has the unknown key {full_key!r}: give one as {list(_PREFIXES)} begin."
-                )
-            group, key = _PREFIXES[prefix], full_key.removeprefix(prefix)
-            if key in groups[group]:
-                raise ValueError(f"settings has {full_key}, which is a parameter of its own: say it there.")
-            groups[group][key] = value
-        for group, kind in _KINDS.items():
-            from_plain(kind, groups[group])
+        groups = groups_of(self.get_params(deep=False))
         if self.max_epochs < 1:
             raise ValueError(f"max_epochs is {self.max_epochs}: give a whole number from 1 on.")
         return groups
@@ -279,7 +230,7 @@ class DeepDPM(ClusterMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         kept_ND: Tensor = self._remembered_ND.to(x_ND.device) if earlier else x_ND[:0]
         if len(kept_ND) + len(x_ND) > most:
             new = round(most * len(x_ND) / seen)
-            kept_ND, x_ND = _draw(kept_ND, most - new, generator), _draw(x_ND, new, generator)
+            kept_ND, x_ND = draw_rows(kept_ND, most - new, generator), draw_rows(x_ND, new, generator)
         self._remembered_ND = torch.cat([kept_ND, x_ND]) if earlier else x_ND
 
     def _describe(self) -> None:
@@ -290,7 +241,7 @@ class DeepDPM(ClusterMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
 
     def _take_labels(self, X: Any, x_ND: Tensor) -> Self:
         labels_N = self.module_.assign(x_ND)[0]
-        self.labels_ = _like(X, labels_N)
+        self.labels_ = as_given(X, labels_N)
         self.n_clusters_ = len(labels_N.unique())
         return self
 
@@ -303,59 +254,23 @@ class DeepDPM(ClusterMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         covariances_KEE = self.module_.clusters.mixture.covariances_KDD.to(transform.shift_D.device)
         return covariances_of_points(transform, covariances_KEE).cpu().numpy()
 
-    # Points ------------------------------------------------------------------------------------------------
-
-    def _points(self, X: Any, reset: bool, least: int = 1) -> Tensor:
-        """Checked points as float32 (N, D); a tensor stays on its device.
-
-        Raises:
-            ValueError: too few, not finite, no numbers, or of another D.
-        """
-        if not isinstance(X, Tensor):
-            array = validate_data(
-                self, X, reset=reset, dtype=[np.float64, np.float32], ensure_min_samples=least
-            )
-            with np.errstate(over="ignore"):
-                x_ND = torch.from_numpy(np.array(array, dtype=np.float32, order="C"))
-        else:
-            x_ND = X.detach().flatten(1) if X.ndim > 2 else X.detach()
-            self._check_shape(x_ND, reset, least)
-            x_ND = x_ND.to(torch.float32)
-        if not bool(x_ND.isfinite().all()):
-            raise ValueError("X has NaN, infinity or values beyond float32: remove or fill them.")
-        return x_ND
-
-    def _check_shape(self, x_ND: Tensor, reset: bool, least: int) -> None:
-        """What scikit-learn's own check does, for tensors, which have no names of columns."""
-        if x_ND.ndim != 2 or x_ND.shape[1] == 0:
-            raise ValueError(f"X has the shape {tuple(x_ND.shape)}: give a row for each point.")
-        if len(x_ND) < least:
-            raise ValueError(f"X has {len(x_ND)} points: give at least {least}.")
-        if reset:
-            self.n_features_in_ = x_ND.shape[1]
-            self.__dict__.pop("feature_names_in_", None)
-        elif x_ND.shape[1] != self.n_features_in_:
-            raise ValueError(
-                f"X has {x_ND.shape[1]} features, but DeepDPM is expecting {self.n_features_in_} features."
-            )
+    # Predict -----------------------------------------------------------------------------------------------
 
     def _fitted(self, X: Any) -> tuple[DeepDPMModule, Tensor]:
         """The module where the points are, and the points."""
         check_is_fitted(self, "module_")
-        x_ND = self._points(X, reset=False)
+        x_ND = points_of(self, X, reset=False)
         return self.module_.to(x_ND.device) if isinstance(X, Tensor) else self.module_, x_ND
-
-    # Predict -----------------------------------------------------------------------------------------------
 
     def predict(self, X: Any) -> Any:
         """The cluster (N,) of each point (N, D), from 0 on."""
         module, x_ND = self._fitted(X)
-        return _like(X, module.assign(x_ND)[0])
+        return as_given(X, module.assign(x_ND)[0])
 
     def predict_proba(self, X: Any) -> Any:
         """The net's probabilities (N, K) of the clusters for points (N, D)."""
         module, x_ND = self._fitted(X)
-        return _like(X, module.predict_proba(x_ND))
+        return as_given(X, module.predict_proba(x_ND))
 
     def score_samples(self, X: Any) -> Any:
         """Log density (N,) of points (N, D) under the mixture, in nats.
@@ -363,7 +278,7 @@ class DeepDPM(ClusterMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         With "normalize" and "standard_normalize" it is that of the codes, with "principal" that on its axes.
         """
         module, x_ND = self._fitted(X)
-        return _like(X, module.score_samples(x_ND))
+        return as_given(X, module.score_samples(x_ND))
 
     def score(self, X: Any, y: Any = None) -> float:
         """Mean log density of points (N, D): what a search over parameters maximises."""
@@ -373,7 +288,9 @@ class DeepDPM(ClusterMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         """Codes (N, E) of points (N, D): what the clusters are found on."""
         module, x_ND = self._fitted(X)
         with torch.no_grad():
-            return _like(X, torch.cat([module.codes(part.to(module.device)) for part in x_ND.split(65_536)]))
+            return as_given(
+                X, torch.cat([module.codes(part.to(module.device)) for part in x_ND.split(65_536)])
+            )
 
     @property
     def _n_features_out(self) -> int:
@@ -488,13 +405,7 @@ class DeepDPM(ClusterMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         return found
 
     def _take_run(self, saved: Saved, assignments: Path) -> None:
-        groups = {group: dict(plain) for group, plain in saved["hyper_parameters"].items() if group in _KINDS}
-        self.set_params(**{name: groups[group].pop(key) for name, (group, key) in _PLACES.items()})
-        prefixes = {group: prefix for prefix, group in _PREFIXES.items()}
-        further = {
-            prefixes[group] + key: value for group, plain in groups.items() for key, value in plain.items()
-        }
-        self.set_params(settings=further, random_state=saved["hyper_parameters"]["seed"])
+        self.set_params(**parameters_of(saved["hyper_parameters"]))
         self.module_ = restore(saved)
         self._seed, self.n_features_in_ = self.module_.seed, int(self.module_.num_dims or 0)
         rows = saved.get("callbacks", {}).get("Trace", {}).get("rows", [])
@@ -524,18 +435,6 @@ class DeepDPM(ClusterMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
 
 def _history_row(row: Mapping[str, Any]) -> dict[str, Any]:
     return {name: row[name] for name in ("epoch", "num_clusters", "moves", "cluster_loss", "subcluster_loss")}
-
-
-def _draw(x_ND: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """So many random rows, in their order; all of them if there are no more."""
-    if len(x_ND) <= count:
-        return x_ND
-    return x_ND[torch.randperm(len(x_ND), generator=generator)[:count].sort().values.to(x_ND.device)]
-
-
-def _like(X: Any, values: Tensor) -> Any:
-    """Values as the points came: a tensor on their device, or an array."""
-    return values.to(X.device) if isinstance(X, Tensor) else values.cpu().numpy()
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from deepdpm import DeepDPM
 from deepdpm.data.synthetic import SyntheticGrid
-from deepdpm.estimator import _KINDS
+from deepdpm.parameters import KINDS
 from deepdpm.settings import from_plain
 
 FAST = {"max_epochs": 12, "polish_steps": 20}
@@ -44,7 +44,7 @@ def fitted(blobs: tuple[np.ndarray, np.ndarray]) -> DeepDPM:
 
 def test_without_parameters_the_settings_are_the_defaults() -> None:
     groups = DeepDPM()._groups()
-    for group, kind in _KINDS.items():
+    for group, kind in KINDS.items():
         assert from_plain(kind, groups[group]) == kind()
 
 
