@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from deepdpm import config, results
+from deepdpm.multirun import for_sweep
 from deepdpm.progress import EpochProgress, closing_table
 
 if TYPE_CHECKING:
@@ -472,6 +473,7 @@ def main() -> None:
     show_all = "HYDRA_FULL_ERROR" in os.environ
     # Else Hydra prints errors its own way, which takes more than a sentence.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    sys.argv[1:] = for_sweep(sys.argv[1:])
     try:
         _main()
     except KeyboardInterrupt:
