@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS := dev,sweeps,export,embed
 INSTALLED := $(VENV)/installed
+DOCS_INSTALLED := $(VENV)/installed-docs
 ARGS ?=
 # As many test processes as cores, one BLAS thread each: more threads than cores make every test slower.
 WORKERS ?= auto
@@ -11,7 +12,7 @@ SEEDS ?= 3
 JOBS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test report gif lint typecheck format wheel clean
+.PHONY: help install train test report gif docs notebook lint typecheck format wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9%-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +44,16 @@ report: install ## write the report of all runs below multirun_outputs/
 
 gif: install ## draw docs/synthetic.gif and docs/digits.png (about a minute)
 	$(BIN)/python -m deepdpm.report.animation docs
+
+$(DOCS_INSTALLED): $(INSTALLED)
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[$(EXTRAS),docs]'
+	@touch $@
+
+docs: $(DOCS_INSTALLED) ## build the site of guide, mathematics and API reference into build/docs (half a minute)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+notebook: $(DOCS_INSTALLED) ## execute docs/notebook.ipynb anew, in place
+	$(BIN)/jupyter nbconvert --to notebook --execute --ExecutePreprocessor.record_timing=False --inplace docs/notebook.ipynb
 
 lint: install ## check style and formatting with ruff
 	$(BIN)/ruff check .

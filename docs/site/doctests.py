@@ -1,0 +1,28 @@
+"""Examples in docstrings, which start with `>>>`, as code: Markdown alone would take them for quotations."""
+
+from typing import Any
+
+from griffe import Extension, Object
+
+
+def fenced(text: str) -> str:
+    """The text with a fence around each run of examples and of what they print, up to the next empty line."""
+    lines: list[str] = []
+    fence = ""
+    for line in text.split("\n"):
+        if fence and not line.strip():
+            lines.append(fence)
+            fence = ""
+        if not fence and line.lstrip().startswith(">>> "):
+            fence = line[: len(line) - len(line.lstrip())] + "```"
+            lines.append(fence + "pycon")
+        lines.append(line)
+    return "\n".join([*lines, fence] if fence else lines)
+
+
+class Doctests(Extension):
+    """Fence the examples of every docstring."""
+
+    def on_object(self, *, obj: Object, **_: Any) -> None:
+        if obj.docstring is not None:
+            obj.docstring.value = fenced(obj.docstring.value)
