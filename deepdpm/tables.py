@@ -79,6 +79,10 @@ class Job:
         """Whether the last try of the job ended for want of its data."""
         return bool((read_result(self.folder) or {}).get("data_missing", False))
 
+    def too_slow(self) -> bool:
+        """Whether the last try of the job was ended at the limit of seconds."""
+        return (read_result(self.folder) or {}).get("too_slow") is not None
+
 
 @dataclass
 class Running:
@@ -88,8 +92,10 @@ class Running:
     lock: threading.Lock = field(default_factory=threading.Lock)
     stopped: bool = False
 
-    def start(self, command: Sequence[str], log_file: Path, threads: int, group: str) -> int:
-        """Run a command to its end and return its exit status; a stopped table starts nothing more."""
+    def start(
+        self, command: Sequence[str], log_file: Path, threads: int, group: str, limit: float | None
+    ) -> int | None:
+        """Run a command and return its exit status, None past its limit; a stopped table starts no more."""
         threaded = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
         environment = {"WANDB_RUN_GROUP": group, **os.environ, **threaded}
         with log_file.open("wb") as log:
@@ -99,7 +105,11 @@ class Running:
                 process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
                 self.processes.add(process)
             try:
-                return process.wait()
+                return process.wait(limit)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+                return None
             finally:
                 self.processes.discard(process)
 
@@ -197,17 +207,21 @@ def command_of(job: Job) -> list[str]:
     return [sys.executable, "-m", "deepdpm.train", *job.overrides, f"hydra.run.dir='{quoted}'"]
 
 
-def run_job(job: Job, running: Running, threads: int) -> str:
+def run_job(job: Job, running: Running, threads: int, limit: float | None = None) -> str:
     """Run one job and return how it ended; what ends without a result gets a result that says why."""
     job.folder.mkdir(parents=True, exist_ok=True)
     if (read_result(job.folder) or {}).get("config_hash") != job.config_hash:
         # Else a job that fails at its start would spare the result of other settings, and say nothing.
         write_result(job.folder, _record(job, "pending"))
     log_file = job.folder / f"log_{os.getpid()}_{threading.get_ident()}.txt"
-    code = running.start(command_of(job), log_file, threads, group=job.table)
+    code = running.start(command_of(job), log_file, threads, job.table, limit)
     log_file = log_file.replace(job.folder / "log.txt")
     if running.stopped:
         return "stopped"
+    if code is None:
+        error = f"It had not ended after {limit:g} seconds (--limit)."
+        write_result(job.folder, {**_record(job, "failed", error), "too_slow": limit})
+        return "too slow"
     if not job.failed() and (code != 0 or job.status() != "finished"):
         write_result(job.folder, _record(job, "failed", _last_line(log_file, code)))
     return "data missing" if job.data_missing() else str(job.status())
@@ -237,8 +251,8 @@ def _last_line(log_file: Path, code: int) -> str:
 class Table:
     """The jobs of one command: which are left, which run, how each ended."""
 
-    def __init__(self, jobs: Sequence[Job], retry_failed: bool = False) -> None:
-        self.jobs = list(jobs)
+    def __init__(self, jobs: Sequence[Job], retry_failed: bool = False, limit: float | None = None) -> None:
+        self.jobs, self.limit = list(jobs), limit
         self.outcomes: Counter[str] = Counter()
         self._running = Running()
         self._missing: set[str] = set()
@@ -296,7 +310,7 @@ class Table:
             error = f"An earlier job of the table did not find the data of {job.dataset}."
             write_result(job.folder, {**_record(job, "failed", error), "data_missing": True})
             return "data missing"
-        outcome = run_job(job, self._running, threads)
+        outcome = run_job(job, self._running, threads, self.limit)
         if outcome == "data missing":
             self._missing.add(job.dataset)
         return outcome
@@ -309,7 +323,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     out: Path = options.out
     try:
         jobs = plan(options.table, options.seeds, out, options.overrides, options.rows)
-        table = Table(jobs, options.retry_failed)
+        table = Table(jobs, options.retry_failed, options.limit)
     except (ValueError, OSError) as error:
         print(f"deepdpm-table: {error}", file=sys.stderr)
         raise SystemExit(1) from None
@@ -321,7 +335,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         console.print("Stopped. The same command goes on from here.")
         raise SystemExit(130) from None
     page = write_report([out / options.table], out / options.table / "report", f"DeepDPM: {options.table}")
-    failed = sum(job.failed() and not job.data_missing() for job in jobs)
+    failed = sum(job.failed() and not job.data_missing() and not job.too_slow() for job in jobs)
     ends = ", ".join(f"{count} {outcome}" for outcome, count in sorted(table.outcomes.items()))
     console.print(f"{ends or 'Nothing was left to run'}. Report: {page}", soft_wrap=True)
     if failed:
@@ -379,6 +393,7 @@ def _parser() -> argparse.ArgumentParser:
         "--rows", type=lambda text: text.split(","), help="only these rows, such as mnist,usps"
     )
     parser.add_argument("--jobs", type=_positive, default=1, help="jobs at a time; they share the cores (1)")
+    parser.add_argument("--limit", type=_positive, help="seconds after which a job is ended as too slow")
     parser.add_argument("--retry-failed", action="store_true", help="run failed jobs again")
     parser.add_argument("--out", type=Path, default=Path("multirun_outputs"), help="where (multirun_outputs)")
     return parser

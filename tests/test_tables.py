@@ -105,6 +105,16 @@ def test_a_failure_says_why(make_jobs) -> None:
     assert "signal 9" in json.loads((crashed.folder / "result.json").read_text())["error"]
 
 
+def test_a_job_past_the_limit_is_ended_and_told(make_jobs) -> None:
+    (job,) = make_jobs("good", seconds=60.0)
+    table = Table([job], limit=0.5)
+    table.run(1, lambda job, outcome: None)
+    assert dict(table.outcomes) == {"too slow": 1}
+    assert job.too_slow()
+    assert job.failed()
+    assert run([job]) == {}
+
+
 def test_missing_data_are_looked_for_once_and_again_the_next_time(make_jobs) -> None:
     jobs = make_jobs("missing", "missing", "good")
     for tries in (1, 2):
