@@ -10,9 +10,11 @@ ARGS ?=
 WORKERS ?= auto
 SEEDS ?= 3
 JOBS ?= 1
+# Seconds after which a job of the benchmark is ended as too slow.
+LIMIT ?= 1200
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test report gif docs notebook lint typecheck format wheel clean
+.PHONY: help install train test benchmark report gif docs notebook lint typecheck format wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9%-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +40,13 @@ test: install ## install, then run all tests (ARGS='tests/test_x.py -x' picks)
 
 table-%: install ## run what is missing of a table: make table-embedded SEEDS=10 (JOBS at a time, ARGS adds options)
 	$(BIN)/deepdpm-table $* --seeds $(SEEDS) --jobs $(JOBS) $(ARGS)
+
+# A benchmark of minutes: USPS, and generated data of up to 100,000 points.
+QUICK := usps,usps_imbalanced,points,dimensions,clusters
+
+benchmark: install ## quality, time and memory beside peers (BENCH=quick takes minutes, SEEDS=1)
+	$(BIN)/deepdpm-table benchmarks --seeds $(SEEDS) --limit $(LIMIT) $(if $(filter quick,$(BENCH)),--rows $(QUICK)) $(ARGS)
+	$(BIN)/python -m deepdpm.report.benchmark
 
 report: install ## write the report of all runs below multirun_outputs/
 	$(BIN)/deepdpm-report $(ARGS)

@@ -22,6 +22,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.utils import get_class
+from joblib import cpu_count  # that of the container and of taskset, not of the machine
 from omegaconf import OmegaConf
 from rich.console import Console
 from rich.progress import (
@@ -272,7 +273,7 @@ class Table:
 
     def run(self, workers: int, report: Callable[[Job, str], None]) -> None:
         """Run what is left, `workers` jobs at a time; `report` hears how each job ended."""
-        threads = max(1, (os.cpu_count() or 1) // workers)
+        threads = max(1, cpu_count() // workers)
         with ThreadPoolExecutor(workers) as pool:
             futures = [pool.submit(self._work, threads, report) for _ in range(workers)]
             try:

@@ -31,12 +31,9 @@ def phase_seconds(trainer: Any, total: float, prediction: float) -> dict[str, fl
     if not isinstance(trainer.profiler, SimpleProfiler):
         return {}
     durations: dict[str, list[float]] = trainer.profiler.recorded_durations
-    module: Any = trainer.lightning_module
-    # With joint features clustering comes several times, and its last epochs are not those of the run.
-    polished = module.progress.polish_epoch if module.total_epochs is None else 0
     found = {
         "start": _total(durations, "[LightningModule]", ".setup"),
-        **passes(durations.get("run_training_epoch", []), polished),
+        **passes(durations.get("run_training_epoch", []), polish_epochs(trainer.lightning_module)),
         "moves": _total(durations, "[LightningModule]", ".on_train_epoch_end"),
         "trace": _total(durations, "[Callback]Trace", ".on_train_epoch_end"),
         "saving": math.fsum(durations.get("save_checkpoint", [])),
@@ -44,6 +41,14 @@ def phase_seconds(trainer: Any, total: float, prediction: float) -> dict[str, fl
     }
     found["other"] = max(0.0, total - math.fsum(found.values()))
     return {phase: round(found[phase], 4) for phase in PHASES}
+
+
+def polish_epochs(module: Any) -> int:
+    """Return how many of the last epochs of a `DeepDPMModule` found the moves at rest.
+
+    With joint features, clustering comes several times and its end is not that of the run: the answer is 0.
+    """
+    return int(module.progress.polish_epoch) if module.total_epochs is None else 0
 
 
 def passes(epochs: list[float], polished: int) -> dict[str, float]:

@@ -117,7 +117,7 @@ class _Job:
             **dict.fromkeys(
                 ("num_clusters", "num_components", "nmi", "ari", "acc", "silhouette", "log_likelihood")
             ),
-            **dict.fromkeys(("test", "seconds", "epochs", "phases", "device")),
+            **dict.fromkeys(("test", "seconds", "epochs", "polish_epochs", "phases", "device")),
             **dict.fromkeys(("fit_memory_mb", "peak_memory_mb", "peak_device_memory_mb")),
             "num_points": None,
             "num_dims": None,
@@ -154,7 +154,7 @@ class _Job:
         from deepdpm.callbacks import LastCheckpoint, StopOnSignal, Trace, save_checkpoint
         from deepdpm.joint import JointModule
         from deepdpm.phases import PhaseEnds
-        from deepdpm.timing import phase_seconds, time_phases
+        from deepdpm.timing import phase_seconds, polish_epochs, time_phases
         from deepdpm.tracking import Pictures
 
         cfg, trainer_cfg = self.cfg, self.cfg.trainer
@@ -198,6 +198,7 @@ class _Job:
         outcome = assign(module, data, trainer.strategy.root_device, trained)
         outcome.epochs = len(trace.rows)
         self.record["phases"] |= phase_seconds(trainer, outcome.seconds, outcome.seconds - trained)
+        self.record["polish_epochs"] = polish_epochs(module)
         if self.is_main:
             last.unlink(missing_ok=True)
         return outcome
