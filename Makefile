@@ -45,8 +45,8 @@ table-%: install ## run what is missing of a table: make table-embedded SEEDS=10
 QUICK := usps,usps_imbalanced,points,dimensions,clusters
 
 benchmark: install ## quality, time and memory beside peers (BENCH=quick takes minutes, SEEDS=1)
-	$(BIN)/deepdpm-table benchmarks --seeds $(SEEDS) --limit $(LIMIT) $(if $(filter quick,$(BENCH)),--rows $(QUICK)) $(ARGS)
-	$(BIN)/python -m deepdpm.report.benchmark
+	$(BIN)/deepdpm-table benchmarks --seeds $(SEEDS) --limit $(LIMIT) $(if $(filter quick,$(BENCH)),--rows $(QUICK)) $(ARGS); \
+	ended=$$?; $(BIN)/python -m deepdpm.report.benchmark && exit $$ended
 
 report: install ## write the report of all runs below multirun_outputs/
 	$(BIN)/deepdpm-report $(ARGS)
