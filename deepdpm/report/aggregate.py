@@ -41,7 +41,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table: a method of ours, a peer, or a value of the literature (``reference``)."""
+    """One line of a table: a method of ours, a peer, or a value of the literature (``reference``).
+
+    ``common`` are the settings of ``variant`` that all methods of the table share, which need no naming.
+    """
 
     method: str
     name: str
@@ -52,11 +55,17 @@ class Row:
     status: str = "finished"
     reference: bool = False
     runs: tuple[Run, ...] = ()
+    common: Variant = ()
+
+    @property
+    def shown(self) -> Variant:
+        """The settings that tell the row from others."""
+        return tuple(item for item in self.variant if item not in self.common)
 
     @property
     def title(self) -> str:
-        """The printed name of the method, with its settings."""
-        return self.name + (f" ({variant_label(self.variant)})" if self.variant else "")
+        """The printed name of the method, with the settings that tell it from others."""
+        return self.name + (f" ({variant_label(self.shown)})" if self.shown else "")
 
     @property
     def title_for_any_size(self) -> str:
@@ -66,13 +75,17 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """All rows of one data set in one experiment; ``key`` names it in files and links."""
+    """All rows of one data set in one experiment; ``key`` names it in files and links.
+
+    ``common`` are the settings that all runs share, but for those of peers that know no such setting.
+    """
 
     key: str
     dataset: str
     title: str
     true_k: int | None
     rows: tuple[Row, ...]
+    common: Variant = ()
 
 
 def paired_p_value(first: Mapping[int, float], second: Mapping[int, float]) -> float | None:
@@ -104,12 +117,14 @@ def build_tables(runs: Iterable[Run], references: References) -> list[Table]:
     tables = []
     for experiment, dataset in sorted(groups, key=lambda key: (key[0], references.dataset_order(key[1]))):
         rows = _mark_best(_run_rows(groups[experiment, dataset], references))
+        common = _common(rows)
+        rows = [replace(row, common=common) for row in rows]
         rows += _reference_rows(dataset, references)
         title = references.dataset_title(dataset)
         if experiment not in ("", "embedded"):
             title += f" · {experiment}"
         key = f"{experiment}_{dataset}".lstrip("_")
-        tables.append(Table(key, dataset, title, references.true_k(dataset), tuple(rows)))
+        tables.append(Table(key, dataset, title, references.true_k(dataset), tuple(rows), common))
     return tables
 
 
@@ -120,6 +135,14 @@ def _run_rows(runs: Iterable[Run], references: References) -> list[Row]:
         groups[run.method, run.variant].append(run)
     keys = sorted(groups, key=lambda key: (references.method_order(key[0]), _variant_order(key[1])))
     return [_row(method, variant, groups[method, variant], references) for method, variant in keys]
+
+
+def _common(rows: Sequence[Row]) -> Variant:
+    """Return the settings that all rows share; those of the nets, which peers lack, are asked of ours alone."""
+    ours = [row.variant for row in rows if not row.runs[0].peer] or [row.variant for row in rows]
+    if len(rows) < 2:
+        return ()
+    return tuple(item for item in ours[0] if all(item in variant for variant in ours))
 
 
 def variant_label(variant: Sequence[tuple[str, str]]) -> str:

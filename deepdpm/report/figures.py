@@ -2,6 +2,7 @@
 
 import io
 import re
+import textwrap
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from deepdpm.report.runs import Run, read_trace
 
 INK = "#010203"  # replaced by currentColor in the SVG
 _PALETTE = ("#3b82c4", "#d97a2b", "#3f9d63", "#b65fb8", "#c9503f", "#7d7fd1", "#8a8f2a", "#2a9d9d")
+_LEGEND_LETTERS = 72  # as many as fit below a figure
 STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "deepdpm",
@@ -91,7 +93,7 @@ def clusters_by_init_k(table: Table) -> Picture | None:
     """Draw the final K (and NMI) against init_k; None unless at least two values of init_k were run."""
     points: dict[str, dict[float, list[Run]]] = defaultdict(lambda: defaultdict(list))
     for row in table.rows:
-        if [key for key, _ in row.variant] != ["init_k"]:
+        if [key for key, _ in row.shown] != ["init_k"]:
             continue
         for run in row.runs:
             if run.finished and "init_k" in run.settings:
@@ -214,9 +216,12 @@ def _true_k_line(axes: Axes, table: Table) -> None:
 
 
 def _legend(axes: Axes) -> None:
-    handles, _ = axes.get_legend_handles_labels()
+    """Draw the legend below; long labels get lines of their own, so that they don't make the figure wide."""
+    handles, labels = axes.get_legend_handles_labels()
     if handles:
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, fontsize=9)
+        labels = [textwrap.fill(label, _LEGEND_LETTERS) for label in labels]
+        ncols = 2 if max(map(len, labels)) <= _LEGEND_LETTERS // 2 else 1
+        axes.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=ncols, fontsize=9)
 
 
 def _picture(table: Table, name: str, title: str, caption: str, draw: Callable[[Axes], None]) -> Picture:

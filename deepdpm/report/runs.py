@@ -30,6 +30,7 @@ _SHORT_NAMES = {
     "dataset.num_dims": "D",
     "dataset.num_clusters": "classes",
 }
+_OF_NETS = ("model.", "prior.", "trainer.", "alternation.", "alternation=")
 _OF_DATA = ("N", "D", "classes")
 
 
@@ -48,6 +49,7 @@ class Run:
     data_missing: bool = False
     metrics: Mapping[str, float] = field(default_factory=dict)
     num_points: int | None = None
+    peer: bool = False
 
     @property
     def finished(self) -> bool:
@@ -79,16 +81,23 @@ def short_name(key: str) -> str:
 def variant_of(overrides: Iterable[str]) -> tuple[tuple[str, str], ...]:
     """Return the overrides that make a method another method, sorted, under their short names.
 
-    The seed, the data set, the name, where outputs go and which experiment was chosen are left out.
+    The seed, the data set, the name, where outputs go and which experiment was chosen are left out, and what
+    concerns the nets for a peer, which has none.
 
     Example:
         >>> variant_of(["+embedded=mnist", "seed=3", "prior.nu=20", "hydra.run.dir=somewhere"])
         (('prior_nu', '20'),)
         >>> variant_of(["dataset=synthetic", "dataset.num_points=1000", "trainer.lightning.max_epochs=3"])
         (('N', '1000'), ('trainer.lightning.max_epochs', '3'))
+        >>> variant_of(["peer=kmeans", "peer.num_clusters=3", "prior.nu=20"])
+        (('peer.num_clusters', '3'),)
     """
     settings: dict[str, str] = {}
+    overrides = list(overrides)
+    without_nets = is_peer(overrides)
     for override in overrides:
+        if without_nets and override.lstrip("+~").startswith(_OF_NETS):
+            continue
         key, _, value = override.partition("=")
         bare = key.lstrip("+~")
         if "." not in bare and "/" not in bare and (key.startswith("+") or bare in _NOT_A_VARIANT):
@@ -97,6 +106,17 @@ def variant_of(overrides: Iterable[str]) -> tuple[tuple[str, str], ...]:
             continue
         settings[short_name(bare)] = value
     return tuple(sorted(settings.items()))
+
+
+def is_peer(overrides: Iterable[str]) -> bool:
+    """Return whether the overrides choose another method than ours.
+
+    Example:
+        >>> is_peer(["+embedded=mnist", "peer=kmeans"]), is_peer(["peer=none"]), is_peer([])
+        (True, False, False)
+    """
+    chosen = [value for key, _, value in (o.lstrip("+").partition("=") for o in overrides) if key == "peer"]
+    return bool(chosen) and chosen[-1] not in ("none", "null", "")
 
 
 def experiment_of(overrides: Iterable[str]) -> str | None:
@@ -163,6 +183,7 @@ def read_run(path: Path) -> Run:
         data_missing=bool(raw.get("data_missing", False)),
         metrics=metrics,
         num_points=None if num_points is None else int(num_points),
+        peer=is_peer(raw.get("overrides") or ()),
     )
 
 

@@ -71,6 +71,11 @@ def heading(table: Table) -> str:
     return table.title if table.true_k is None else f"{table.title} (true K: {table.true_k})"
 
 
+def note(table: Table) -> str:
+    """Return the sentence below a heading that names the settings of all runs; empty where there are none."""
+    return f"All runs of ours with {variant_label(table.common)}." if table.common else ""
+
+
 def markdown(tables: Sequence[Table]) -> str:
     """Return all tables as Markdown."""
     parts = [LEGEND.replace("*", "\\*"), ""]
@@ -79,6 +84,7 @@ def markdown(tables: Sequence[Table]) -> str:
         parts += [
             f"## {heading(table)}",
             "",
+            *([note(table), ""] if table.common else []),
             "| Method | " + " | ".join(title for _, title in columns) + " | Runs |",
         ]
         parts.append("|---|" + "---:|" * len(columns) + "---|")
@@ -134,7 +140,7 @@ def latex(tables: Sequence[Table]) -> str:
         parts += [
             r"\begin{table}[t]",
             r"  \centering",
-            rf"  \caption{{{_escape(heading(table))}}}",
+            rf"  \caption{{{_escape(f'{heading(table)}. {note(table)}'.strip())}}}",
             rf"  \begin{{tabular}}{{l{'r' * len(columns)}l}}",
             r"    \toprule",
             "    Method & " + " & ".join(title for _, title in columns) + r" & Runs \\",

@@ -10,6 +10,7 @@ from scipy import stats
 
 from deepdpm.report import build_tables, find_runs, load_references
 from deepdpm.report.aggregate import paired_p_value
+from deepdpm.report.text import latex, markdown
 
 OURS = [0.91, 0.93, 0.92, 0.95]
 PEER = [0.90, 0.91, 0.93, 0.90]
@@ -63,6 +64,25 @@ def test_variants_are_rows_of_their_own_in_numeric_order(make_run, tmp_path: Pat
         (("prior_nu", "2"),),
         (("prior_nu", "10"),),
     ]
+
+
+def test_what_all_runs_share_is_said_once(make_run, tmp_path: Path) -> None:
+    shared = ["model.hidden=[9]", "trainer.lightning.max_epochs=3"]
+    for nu in (2, 10):
+        make_run(f"nu{nu}", overrides=[*shared, f"prior.nu={nu}"])
+        make_run(f"peer{nu}", overrides=["peer=gmm", *shared, f"prior.nu={nu}"], name="gmm")
+    (table,) = build_tables(find_runs([tmp_path]), load_references())
+    titles = [row.title for row in table.rows if not row.reference]
+    assert titles == ["DeepDPM (prior_nu=2)", "DeepDPM (prior_nu=10)", "Gaussian mixture, K given"]
+    assert table.common == (("model.hidden", "[9]"), ("trainer.lightning.max_epochs", "3"))
+    for written in (markdown([table]), latex([table]).replace(r"\_", "_")):
+        assert "All runs of ours with model.hidden=[9], trainer.lightning.max_epochs=3." in written
+
+
+def test_a_row_alone_keeps_its_settings(make_run, tmp_path: Path) -> None:
+    make_run("a", overrides=["prior.nu=2"])
+    (table,) = build_tables(find_runs([tmp_path]), load_references())
+    assert (table.rows[0].title, table.common) == ("DeepDPM (prior_nu=2)", ())
 
 
 def test_a_seed_run_twice_counts_once(make_run, tmp_path: Path) -> None:
