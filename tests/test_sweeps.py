@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import cloudpickle
@@ -30,8 +31,8 @@ def numbers(out: Path) -> dict[tuple[str, int], tuple[float, ...]]:
     return {(run.method, run.seed): tuple(run.metrics[key] for key in keys) for run in runs}
 
 
-def multirun(folder: Path, *overrides: str) -> None:
-    command = [sys.executable, "-m", "deepdpm.train", "--multirun", *overrides, *SMALL]
+def multirun(folder: Path, *overrides: str, last: Sequence[str] = ()) -> None:
+    command = [sys.executable, "-m", "deepdpm.train", "--multirun", *overrides, *SMALL, *last]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True, timeout=500)
 
@@ -68,16 +69,34 @@ def test_a_config_reaches_the_processes_of_a_launcher() -> None:
     )
 
 
+# Two clusterings, since lambda acts in the autoencoder's training between them.
+JOINT = [
+    "dataset=gaussians",
+    "dataset.num_dims=6",
+    "dataset.num_clusters=3",
+    "dataset.separation=6",
+    "model.features.latent_dim=3",
+    "model.features.hidden_dims=[8]",
+    "model.features.pretrain_epochs=1",
+    "model.moves.kind=published",
+    "alternation.train_cluster_net=1",
+    "alternation.ae_epochs=1",
+    "trainer.lightning.max_epochs=-1",
+]
+
+
 @pytest.mark.slow
-def test_a_grid_over_two_settings_on_all_cores_gives_a_heat_map(tmp_path: Path) -> None:
+def test_nu_by_lambda_on_all_cores_gives_a_heat_map(tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    grid = ["dataset=synthetic", "prior.nu=4,8", "prior.sigma_scale=0.005,0.05"]
-    multirun(tmp_path, "+sweeps=prior_nu_scale", *grid, "hydra/launcher=cores")
+    grid = ["prior.nu=4,8", "alternation.lambda_=0.01,1"]
+    multirun(tmp_path, "+sweeps=prior_nu_lambda", *grid, "hydra/launcher=cores", last=JOINT)
     runs = find_runs([tmp_path])
-    assert len(runs) == 4
     assert all(run.finished for run in runs)
+    assert {(run.settings["prior_nu"], run.settings["lambda"]) for run in runs} == {
+        (nu, weight) for nu in (4, 8) for weight in (0.01, 1)
+    }
     page = write_report([tmp_path / "multirun_outputs"], tmp_path / "report")
-    assert (page.parent / "figures" / "sweeps_synthetic_deepdpm_prior_nu_prior_scale.svg").is_file()
+    assert (page.parent / "figures" / "sweeps_gaussians_joint_prior_nu_lambda.svg").is_file()
 
 
 @pytest.mark.slow
