@@ -11,7 +11,7 @@ _WITH_OWN_KEYS = ("dataset", "peer", "alternation", "tracking")
 
 
 def for_sweep(arguments: Sequence[str]) -> list[str]:
-    """Make plain settings of a swept data set or peer sweeps of one value each, which Hydra leaves to the jobs.
+    """Make plain settings of a swept data set or peer sweeps of one value, which Hydra leaves to the jobs.
 
     Hydra composes the configuration once before it knows the jobs, without what is swept, and would refuse
     a key that only the swept choices have. What is no sweep over groups stays as it is.

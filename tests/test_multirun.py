@@ -30,7 +30,9 @@ def test_a_wrong_key_of_a_sweep_over_groups_is_one_sentence(train: Callable[...,
     assert "dataset.points" in ended.err
 
 
-@pytest.mark.parametrize("value", ["true", "3", "'a, b'", "[1,2]", "{a:1}", "/a/b.csv", "a\\,b", "''", "null"])
+@pytest.mark.parametrize(
+    "value", ["true", "3", "'a, b'", "[1,2]", "{a:1}", "/a/b.csv", "a\\,b", "''", "null"]
+)
 def test_a_job_gets_the_value_that_was_meant(value: str) -> None:
     def meant(text: str) -> Any:
         return OverridesParser.create().parse_override(text).value()

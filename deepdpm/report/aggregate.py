@@ -14,6 +14,8 @@ COMPARED = ("nmi", "ari", "acc")
 """The metrics in which the highest mean is the best."""
 
 SIGNIFICANCE = 0.05
+DIGITS = 3
+"""Decimals of the compared metrics; what agrees in all of them is equally good."""
 
 Variant = tuple[tuple[str, str], ...]
 
@@ -56,6 +58,11 @@ class Row:
     reference: bool = False
     runs: tuple[Run, ...] = ()
     common: Variant = ()
+
+    @property
+    def sources(self) -> list[str]:
+        """Where a reference's values were read."""
+        return list(dict.fromkeys(cell.source for cell in self.cells.values() if cell.source))
 
     @property
     def shown(self) -> Variant:
@@ -138,7 +145,7 @@ def _run_rows(runs: Iterable[Run], references: References) -> list[Row]:
 
 
 def _common(rows: Sequence[Row]) -> Variant:
-    """Return the settings that all rows share; those of the nets, which peers lack, are asked of ours alone."""
+    """Return the settings that all rows share; those of the nets, which peers lack, of ours alone."""
     ours = [row.variant for row in rows if not row.runs[0].peer] or [row.variant for row in rows]
     if len(rows) < 2:
         return ()
@@ -207,7 +214,7 @@ def _mark_best(rows: list[Row]) -> list[Row]:
 def _compared(row: Row, best: Row, metric: str) -> Row:
     """Return the row with its cell marked as best, or with the p value of its difference from the best."""
     cell = row.cells[metric]
-    if round(cell.mean, 9) == round(best.cells[metric].mean, 9):
+    if round(cell.mean, DIGITS) == round(best.cells[metric].mean, DIGITS):
         cell = replace(cell, best=True)
     else:
         cell = replace(

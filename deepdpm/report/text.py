@@ -4,7 +4,7 @@ import csv
 import io
 from collections.abc import Sequence
 
-from deepdpm.report.aggregate import COMPARED, SIGNIFICANCE, Cell, Row, Table, variant_label
+from deepdpm.report.aggregate import COMPARED, DIGITS, SIGNIFICANCE, Cell, Row, Table, variant_label
 from deepdpm.report.runs import METRICS
 
 COLUMNS = (("num_clusters", "K"), ("nmi", "NMI"), ("ari", "ARI"), ("acc", "ACC"), ("seconds", "Seconds"))
@@ -20,10 +20,10 @@ _LATEX = {
 }
 
 LEGEND = (
-    "Mean ± standard deviation over seeds. Bold: the best mean of the runs made here. "
+    "Mean ± standard deviation over seeds. Bold: the best mean of the runs made here, to the digits shown. "
     f"≈: a paired t-test over the common seeds does not tell it from the best (p ≥ {SIGNIFICANCE}). "
-    "Runs: finished of all. Seconds: fit and final prediction. In italics: numbers of others, not tested; "
-    "* marks a value whose source was not at hand (unverified)."
+    "Runs: finished of all. Seconds: fit and final prediction. In italics, with their source: numbers of "
+    "others, not tested; * marks a value whose source was not at hand (unverified)."
 )
 
 
@@ -35,7 +35,7 @@ def number(metric: str, value: float) -> str:
         ('0.935', '10.0', '1448')
     """
     if metric in ("nmi", "ari", "acc", "silhouette"):
-        return f"{value:.3f}"
+        return f"{value:.{DIGITS}f}"
     return f"{value:.0f}" if metric != "num_clusters" and abs(value) >= 100 else f"{value:.1f}"
 
 
@@ -79,6 +79,7 @@ def note(table: Table) -> str:
 def markdown(tables: Sequence[Table]) -> str:
     """Return all tables as Markdown."""
     parts = [LEGEND.replace("*", "\\*"), ""]
+    sources = sources_of(tables)
     for table in tables:
         columns = columns_of(table)
         parts += [
@@ -90,12 +91,25 @@ def markdown(tables: Sequence[Table]) -> str:
         parts.append("|---|" + "---:|" * len(columns) + "---|")
         for row in table.rows:
             cells = [_markdown_cell(metric, row) for metric, _ in columns]
-            title = f"*{row.title}*" if row.reference else row.title
+            title = f"*{row.title}*{marks(row, sources)}" if row.reference else row.title
             parts.append(
                 f"| {title.replace('|', chr(92) + '|')} | " + " | ".join(cells) + f" | {runs_text(row)} |"
             )
         parts.append("")
+    if sources:
+        parts += ["## Sources of the numbers of others", ""]
+        parts += [f"{number}. {source}." for number, source in enumerate(sources, 1)] + [""]
     return "\n".join(parts)
+
+
+def sources_of(tables: Sequence[Table]) -> list[str]:
+    """Return the sources of all references, in the order of the tables."""
+    return list(dict.fromkeys(source for table in tables for row in table.rows for source in row.sources))
+
+
+def marks(row: Row, sources: Sequence[str]) -> str:
+    """Return the numbers of a row's sources, such as " [2]"."""
+    return "".join(f" [{sources.index(source) + 1}]" for source in row.sources)
 
 
 def _markdown_cell(metric: str, row: Row) -> str:
@@ -113,7 +127,7 @@ def comma_separated(tables: Sequence[Table]) -> str:
     buffer = io.StringIO()
     header = ["table", "dataset", "method", "variant", "kind", "finished", "total", "status"]
     header += [f"{metric}_{what}" for metric in METRICS for what in ("mean", "std")]
-    header += [f"{metric}_p" for metric in COMPARED] + ["unverified"]
+    header += [f"{metric}_p" for metric in COMPARED] + ["unverified", "source"]
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(header)
     for table in tables:
@@ -128,6 +142,7 @@ def comma_separated(tables: Sequence[Table]) -> str:
                 cell = row.cells.get(metric)
                 line.append("" if cell is None or cell.p_value is None else cell.p_value)
             line.append(" ".join(metric for metric, cell in row.cells.items() if cell.unverified))
+            line.append("; ".join(row.sources))
             writer.writerow(line)
     return buffer.getvalue()
 

@@ -12,7 +12,7 @@ import jinja2
 from deepdpm.report import text
 from deepdpm.report.aggregate import Table, build_tables
 from deepdpm.report.figures import Picture, build_figures
-from deepdpm.report.references import References, load_references
+from deepdpm.report.references import load_references
 from deepdpm.report.runs import Run, find_runs
 
 
@@ -29,8 +29,7 @@ def write_report(folders: Iterable[Path | str], out: Path | str, title: str = "D
         raise ValueError(
             f"There is no run (no result.json) below {places}: run deepdpm-train, or name other folders."
         )
-    references = load_references()
-    tables = build_tables(runs, references)
+    tables = build_tables(runs, load_references())
     pictures = build_figures(tables)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -39,7 +38,7 @@ def write_report(folders: Iterable[Path | str], out: Path | str, title: str = "D
     _write(out / "report.tex", text.latex(tables))
     for picture in pictures:
         _write(out / "figures" / f"{picture.name}.svg", picture.svg)
-    _write(out / "report.html", html(tables, pictures, runs, references, title))
+    _write(out / "report.html", html(tables, pictures, runs, title))
     return out / "report.html"
 
 
@@ -47,20 +46,18 @@ def html(
     tables: Sequence[Table],
     pictures: Sequence[Picture],
     runs: Sequence[Run],
-    references: References,
     title: str,
 ) -> str:
     """Return the whole page as text."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("deepdpm.report", "."), autoescape=True, undefined=jinja2.StrictUndefined
     )
-    sources = {value.source for table in tables for value in references.of(table.dataset)}
     context: dict[str, Any] = {
         "title": title,
         "tables": tables,
         "pictures": {table.key: [p for p in pictures if p.table == table.key] for table in tables},
         "problems": problems(runs),
-        "sources": [references.sources[key] for key in references.sources if key in sources],
+        "sources": text.sources_of(tables),
         "num_runs": len(runs),
         "num_finished": sum(run.finished for run in runs),
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),

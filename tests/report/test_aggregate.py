@@ -10,7 +10,7 @@ from scipy import stats
 
 from deepdpm.report import build_tables, find_runs, load_references
 from deepdpm.report.aggregate import paired_p_value
-from deepdpm.report.text import latex, markdown
+from deepdpm.report.text import latex, markdown, marks, sources_of
 
 OURS = [0.91, 0.93, 0.92, 0.95]
 PEER = [0.90, 0.91, 0.93, 0.90]
@@ -64,6 +64,26 @@ def test_variants_are_rows_of_their_own_in_numeric_order(make_run, tmp_path: Pat
         (("prior_nu", "2"),),
         (("prior_nu", "10"),),
     ]
+
+
+def test_what_prints_alike_is_equally_good(make_run, tmp_path: Path) -> None:
+    for name, acc in ((None, 0.9596), ("gmm", 0.9604), ("kmeans", 0.95)):
+        make_run(str(name), name=name, acc=acc)
+    (table,) = build_tables(find_runs([tmp_path]), load_references())
+    assert [row.cells["acc"].best for row in table.rows[:3]] == [True, False, True]
+    assert markdown([table]).count("**0.960**") == 2
+
+
+def test_every_number_of_others_has_its_source(make_run, tmp_path: Path) -> None:
+    make_run("a")
+    make_run("b", dataset="stl10")
+    tables = build_tables(find_runs([tmp_path]), load_references())
+    sources = sources_of(tables)
+    written = markdown(tables)
+    for row in (row for table in tables for row in table.rows if row.reference):
+        assert row.sources
+        assert f"*{row.title}*{marks(row, sources)} |" in written
+    assert all(f"{number}. {source}." in written for number, source in enumerate(sources, 1))
 
 
 def test_what_all_runs_share_is_said_once(make_run, tmp_path: Path) -> None:
