@@ -20,8 +20,10 @@ from deepdpm.kmeans import MOST_POINTS
 from deepdpm.mixture import Mixture
 from deepdpm.moves import Move, MoveSettings
 from deepdpm.nets import ClusterNet, SubclusterNets
+from deepdpm.optimizers import let_fall, make_optimizers, step_schedulers
 from deepdpm.prediction import CHUNK, ClusteringModel
 from deepdpm.priors import NormalPrior, PriorSettings
+from deepdpm.search import search
 from deepdpm.settings import ModelSettings, OptimizerSettings, ScheduleSettings, from_plain, to_plain
 from deepdpm.state import (
     ClusterState,
@@ -185,20 +187,8 @@ class DeepDPMModule(ClusteringModel):
 
     def configure_optimizers(self) -> tuple[list[torch.optim.Optimizer], list[Any]]:
         """Two Adams, and a scheduler for each if one is set."""
-        settings = self.optimizer
-        optimizers: list[torch.optim.Optimizer] = [
-            torch.optim.Adam(
-                [*self.cluster_net.parameters(), self.anchor], lr=settings.cluster_lr, fused=True
-            ),
-            torch.optim.Adam(self.subcluster_nets.parameters(), lr=settings.subcluster_lr, fused=True),
-        ]
-        schedulers: list[Any] = []
-        if settings.lr_scheduler == "step":
-            schedulers = [torch.optim.lr_scheduler.StepLR(one, settings.lr_step) for one in optimizers]
-        if settings.lr_scheduler == "plateau":
-            plateau = torch.optim.lr_scheduler.ReduceLROnPlateau
-            schedulers = [plateau(optimizers[0], factor=0.5, patience=settings.lr_patience)]
-        return optimizers, schedulers
+        cluster = [*self.cluster_net.parameters(), self.anchor]
+        return make_optimizers(self.optimizer, cluster, self.subcluster_nets.parameters())
 
     def on_fit_start(self) -> None:
         """Bring the clusters to the device; all processes begin with those of process 0."""
@@ -352,13 +342,11 @@ class DeepDPMModule(ClusteringModel):
                 self.progress.finished = True
                 self._finish()
         elif self.schedule.search_due(self.clustering_epoch):
-            sample_ME = self._sample(self.moves.sample_size, self.device)
             self.state, moves = structure.search_step(
                 self.clusters,
                 self._learners(),
-                sample_ME,
+                *self._search(),
                 len(self._train_points()),
-                self._search,
                 self.model.init_subclusters,
                 self.generator,
             )
@@ -366,19 +354,27 @@ class DeepDPMModule(ClusteringModel):
             self.progress.num_searches += 1
             self.progress.at_rest = not moves or self.progress.num_searches >= self.schedule.max_searches
 
-    def _search(self, x_ME: Tensor, labels_M: Tensor) -> tuple[Tensor, NormalPrior]:
-        """The structure that process 0 finds."""
-        from deepdpm.search import search
+    def _search(self) -> tuple[Tensor, Tensor, NormalPrior]:
+        """A sample (M, E), its labels (M,) and the prior, as process 0 finds them.
 
-        found: tuple[Tensor, NormalPrior] | None = None
-        if self.trainer.is_global_zero:
-            first = self.progress.num_searches == 0
-            found = search(x_ME, labels_M, self.clusters.prior, self.moves, self.coins, first)
-        if self.trainer.world_size > 1:
-            found = self.trainer.strategy.broadcast(found)
-        assert found is not None
-        labels_M, prior = found
-        return labels_M.to(self.device), to_device(prior, self.device)
+        Twice the sample and the starting centres are taken for as long as more than half of the centres have
+        become clusters of their own.
+        """
+        moves, first = self.moves, self.progress.num_searches == 0
+        while True:
+            sample_ME = self._sample(moves.sample_size, self.device)
+            found: tuple[Tensor, NormalPrior] | None = None
+            if self.trainer.is_global_zero:
+                labels_M = structure.mixture_labels(self.clusters.mixture, sample_ME)
+                found = search(sample_ME, labels_M, self.clusters.prior, moves, self.coins, first)
+            if self.trainer.world_size > 1:
+                found = self.trainer.strategy.broadcast(found)
+            assert found is not None
+            labels_M, prior = found
+            crowded = 2 * (int(labels_M.max()) + 1) > moves.seeds
+            if not (first and crowded and len(sample_ME) < len(self._train_points())):
+                return sample_ME, labels_M.to(self.device), to_device(prior, self.device)
+            moves = replace(moves, seeds=2 * moves.seeds, sample_size=2 * moves.sample_size)
 
     def _published_moves(self) -> None:
         split, merge = self.schedule.published_moves(self.clustering_epoch)
@@ -440,21 +436,14 @@ class DeepDPMModule(ClusteringModel):
     def _polish_lr(self) -> None:
         """Let the learning rates fall to zero in a straight line over the steps of polishing."""
         remaining = self._polish_epochs() * int(self.trainer.num_training_batches) - self.progress.polish_step
-        for optimizer in self.trainer.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] *= max(remaining - 1, 0) / max(remaining, 1)
+        let_fall(self.trainer.optimizers, remaining)
         self.progress.polish_step += 1
 
     def _step_schedulers(self, cluster_loss: float, trained_subclusters: bool) -> None:
         schedulers = cast(list[Any], self.trainer.lr_scheduler_configs)
         # Those of nets that have learned in this epoch; polishing has learning rates of its own.
         learned = 0 if self.progress.at_rest else 1 + trained_subclusters
-        for config in schedulers[:learned]:
-            scheduler = config.scheduler
-            if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
-                scheduler.step(cluster_loss)
-            else:
-                scheduler.step()
+        step_schedulers([config.scheduler for config in schedulers[:learned]], cluster_loss)
 
     # Checkpoints -------------------------------------------------------------------------------------------
 

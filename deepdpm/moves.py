@@ -27,11 +27,13 @@ class MoveSettings:
         kind: "search" looks for the whole structure on a sample, from many proposals; "published" is the
             paper's: one split or merge step, proposed by the subclusters and by the nearest centres.
         sample_size: points that the search sees, and that fresh subclusters start from.
-        seeds: "search": k-means centres that the search starts from, at the most.
+        seeds: "search": k-means centres that the search starts from; both are doubled for as long as more
+            than half of the centres become clusters.
         valleys: "search": the steps of merging. Clusters are merged while the density's valley between them
             is higher than this fraction of its lower peak.
         caution: "search": of all steps that one is believed whose clusters come back best from the halves of
             the sample; a nat of information that differs costs so many nats that agree.
+        tolerance: "search": the coarsest step within so many nats of the best is taken.
         min_half: "search": halves of fewer points are not tried; then the last step of merging counts.
         clear_valley: "search": later steps split a cluster if the valley between its halves is lower.
         min_points: "published": both halves of a split need more points than this.
@@ -54,6 +56,7 @@ class MoveSettings:
     seeds: int = 128
     valleys: tuple[float, ...] = (0.9, 0.75, 0.6, 0.5, 0.4, 0.3, 0.2)
     caution: float = 1.5
+    tolerance: float = 0.03
     min_half: int = 50
     clear_valley: float = 0.2
     min_points: int = 5
@@ -68,7 +71,15 @@ class MoveSettings:
     def __post_init__(self) -> None:
         object.__setattr__(self, "valleys", tuple(self.valleys))
         check_choices(self, "model.moves")
-        least = {"sample_size": 2, "seeds": 1, "min_half": 2, "min_points": 0, "neighbours": 1, "caution": 0}
+        least = {
+            "sample_size": 2,
+            "seeds": 1,
+            "min_half": 2,
+            "min_points": 0,
+            "neighbours": 1,
+            "caution": 0,
+            "tolerance": 0,
+        }
         check_least(self, "model.moves", least)
         check_fraction(self, "model.moves", ("valleys", "clear_valley", "split_prob", "merge_prob"))
 

@@ -86,15 +86,17 @@ def search(
     samples = [x_MD]
     if half >= settings.min_half:
         samples += [x_MD[order_M[:half]], x_MD[order_M[half:]]]
-    paths = [[finest(x, prior, settings, generator)] for x in samples]
+    step = [finest(x, prior, settings, generator) for x in samples]
+    best, found = _agreement(step, settings.caution), step[0]
     for threshold in settings.valleys:
-        for path in paths:
-            path.append(coarsened(path[-1], threshold))
-    scores = [_agreement(step, settings.caution) for step in zip(*paths, strict=True)]
-    # Without halves the last step counts, as it does among equals.
-    best = max(scores)
-    chosen = max(level for level, score in enumerate(scores) if score == best)
-    found = paths[0][chosen] if best >= 0 else _single(x_MD, prior)
+        step = [coarsened(partition, threshold) for partition in step]
+        score = _agreement(step, settings.caution)
+        # The coarsest of nearly equal ones; without halves all are equal.
+        best = max(best, score)
+        if score >= best - settings.tolerance:
+            found = step[0]
+    if best < 0:
+        found = _single(x_MD, prior)
     found = without_satellites(found)
     return found.labels_M, found.prior
 

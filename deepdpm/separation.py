@@ -119,20 +119,17 @@ def _line_view(
     eye_PDD = torch.eye(num_dims).to(metric_PDD).expand_as(metric_PDD)
     # One small inverse and a product: a triangular solve for every point takes many times as long.
     inverse_PDD = torch.linalg.solve_triangular(cholesky(metric_PDD), eye_PDD, upper=False)
-    white_P2MD = (points_P2MD.reshape(num_pairs, -1, num_dims) @ inverse_PDD.mT).view_as(points_P2MD)
-    delta_PD = (inverse_PDD @ offset_PD[:, :, None])[:, :, 0]
-    square_P = delta_PD.square().sum(1).clamp_min(torch.finfo(torch.float64).tiny)
-    means_P2D = torch.stack([torch.zeros_like(delta_PD), delta_PD], 1)
-    # Without point i the mean of its cluster moves by -(x_i - mean) / (n - 1), and the direction with it.
-    shift_P2 = torch.tensor([1.0, -1.0], dtype=delta_PD.dtype, device=delta_PD.device) / (
-        count_P2 - 1
-    ).clamp_min(1)
-    direction_P2MD = delta_PD[:, None, None] + shift_P2[:, :, None, None] * (
-        white_P2MD - means_P2D[:, :, None]
-    )
-    place_P2M = ((white_P2MD - delta_PD[:, None, None] / 2) * direction_P2MD).sum(3) / square_P[
-        :, None, None
-    ] + 0.5
+    white_PED = points_P2MD.reshape(num_pairs, -1, num_dims) @ inverse_PDD.mT
+    delta_PD1 = inverse_PDD @ offset_PD[:, :, None]
+    square_P11 = delta_PD1.square().sum(1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
+    along_P2M = (white_PED @ delta_PD1).view_as(valid_P2M)
+    norm_P2M = white_PED.square().sum(2).view_as(valid_P2M)
+    # Without point i the mean of its cluster moves by -(x_i - mean) / (n - 1), and the direction with it:
+    # (w - delta / 2) . (delta +- (w - mean) / (n - 1)), where the means are 0 and delta.
+    moved_P2M = norm_P2M - along_P2M / 2
+    moved_P2M[:, 1] = -(moved_P2M[:, 1] - along_P2M[:, 1] + square_P11[:, 0] / 2)
+    shifted_P2M = along_P2M + moved_P2M / (count_P2 - 1).clamp_min(1)[:, :, None]
+    place_P2M = shifted_P2M / square_P11
     return _kernel_valley(place_P2M, valid_P2M, count_P2)
 
 

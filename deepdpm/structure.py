@@ -5,7 +5,7 @@ Legend: M points of a sample, D dimensions, K clusters; subclusters 2k and 2k + 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -36,7 +36,6 @@ from deepdpm.stats import SufficientStats
 _CHUNK = 16_384
 
 Optimizer = torch.optim.Optimizer
-Search = Callable[[Tensor, Tensor], tuple[Tensor, NormalPrior]]
 
 
 @dataclass(frozen=True)
@@ -170,19 +169,18 @@ def search_step(
     state: ClusterState,
     learners: Learners,
     x_MD: Tensor,
+    new_labels_M: Tensor,
+    prior: NormalPrior,
     num_points: int,
-    search: Search,
     init_subclusters: str,
     generator: torch.Generator,
 ) -> tuple[ClusterState, tuple[Move, ...]]:
-    """Search the structure of a sample, and lead state and nets there; no moves leave everything as it was.
+    """Lead state and nets to what a search found; no moves leave everything as it was.
 
-    `search(x_MD, labels_M)` gives new labels 0..K-1, each with a point, and a prior.
+    That is new labels (M,) of a sample, 0..K-1, each with a point, and the prior.
     """
     device = x_MD.device
     old_labels_M = mixture_labels(state.mixture, x_MD)
-    new_labels_M, prior = search(x_MD, old_labels_M)
-    new_labels_M = new_labels_M.to(device)
     num_new = int(new_labels_M.max()) + 1
     plan = plan_from_labels(
         old_labels_M, new_labels_M, state.num_clusters, num_new, state.ids_K, state.next_id

@@ -13,7 +13,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-import deepdpm.search
+import deepdpm.module
 from deepdpm.data import CodesDataModule, Dataset, make_samples
 from deepdpm.metrics import adjusted_rand_index, contingency
 from deepdpm.module import DeepDPMModule
@@ -100,7 +100,7 @@ def quadrants(x_MD: Tensor) -> Tensor:
 
 @pytest.fixture
 def quadrant_search(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deepdpm.search, "search", stand_in(quadrants))
+    monkeypatch.setattr(deepdpm.module, "search", stand_in(quadrants))
 
 
 def diamond() -> tuple[Tensor, Tensor]:
@@ -257,11 +257,32 @@ def test_searches_end_even_if_they_never_rest(monkeypatch: pytest.MonkeyPatch) -
             int(torch.randint(2, 6, (1,), generator=generator)), (len(x_MD),), generator=generator
         )
 
-    monkeypatch.setattr(deepdpm.search, "search", stand_in(restless))
+    monkeypatch.setattr(deepdpm.module, "search", stand_in(restless))
     module = DeepDPMModule(schedule={**SHORT, "moves_every": 1, "max_searches": 3})
     fit(module, diamond()[0])
     assert module.progress.num_searches == 3
     assert module.progress.finished
+
+
+def test_a_search_that_uses_up_its_centres_takes_twice_as_many_and_more_points() -> None:
+    generator = torch.Generator().manual_seed(0)
+    centres_KD = 10 * torch.cartesian_prod(torch.arange(5.0), torch.arange(6.0))
+    x_ND = centres_KD.repeat(100, 1) + torch.randn(3000, 2, generator=generator)
+    module = DeepDPMModule(moves={"seeds": 16, "sample_size": 600}, schedule=SHORT)
+    fit(module, x_ND, batch_size=500)
+    assert module.num_clusters == 30
+
+
+def test_polishing_ends_sooner_when_the_net_follows_the_mixture() -> None:
+    x_ND, labels_N = blobs()
+    steps = {}
+    for polish_loss in (0.0, 0.05):
+        module = DeepDPMModule(schedule={"polish_steps": 300, "polish_loss": polish_loss})
+        fit(module, x_ND)
+        steps[polish_loss] = module.progress.polish_step
+        assert module.progress.finished
+        assert agreement(module.labels_N, labels_N) > 0.99
+    assert steps[0.05] < steps[0.0] == 300
 
 
 def snapshot(module: DeepDPMModule) -> dict[str, Tensor]:

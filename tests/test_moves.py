@@ -212,6 +212,7 @@ def test_choices_are_checked() -> None:
         ("valleys", (0.9, 1.5)),
         ("caution", -0.1),
         ("caution", float("nan")),
+        ("tolerance", -0.1),
         ("clear_valley", -1.0),
     ],
 )
