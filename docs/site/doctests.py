@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from griffe import Extension, Object
+from griffe import Extension, Module, Object
 
 
 def fenced(text: str) -> str:
@@ -21,8 +21,15 @@ def fenced(text: str) -> str:
 
 
 class Doctests(Extension):
-    """Fence the examples of every docstring."""
+    """Fence the examples of every docstring, and show the estimator's defaults by their values."""
 
     def on_object(self, *, obj: Object, **_: Any) -> None:
         if obj.docstring is not None:
             obj.docstring.value = fenced(obj.docstring.value)
+
+    def on_package(self, *, pkg: Module, **_: Any) -> None:
+        estimator = pkg["estimator"]
+        for parameter in estimator["DeepDPM.__init__"].parameters:
+            owner, _, name = str(parameter.default).rpartition(".")
+            if owner.endswith("Settings"):
+                parameter.default = estimator[owner].members[name].value
