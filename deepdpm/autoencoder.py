@@ -1,4 +1,4 @@
-"""Feature extractors: a dense and a convolutional autoencoder, their losses and their weight files.
+"""Feature extractors: a dense and two convolutional autoencoders, their losses and their weight files.
 
 Legend: B points in a batch, D dimensions of an input row, L dimensions of a code, C image channels,
 H and W image height and width, F filters, P pooled cells.
@@ -7,6 +7,7 @@ H and W image height and width, F filters, P pooled cells.
 from __future__ import annotations
 
 import itertools
+import math
 import pickle
 import zipfile
 from collections import OrderedDict
@@ -20,20 +21,25 @@ from torch import Tensor, nn
 
 from deepdpm.augment import augmented
 
-KINDS = ("none", "dense", "conv")
+KINDS = ("none", "dense", "conv", "strided")
+OBJECTIVES = ("reconstruction", "contrast")
 FILTERS = 32
 KERNEL = 5
+STRIDED_FILTERS = (16, 32, 64)
+STRIDED_DECODER_WIDTH = 256
+TEMPERATURE = 0.2
 
 
 @dataclass(frozen=True)
 class FeaturesSettings:
     """Say which autoencoder stands before the clustering, and how it is pretrained.
 
-    `kind` is "none" (the data are codes already), "dense" or "conv". `hidden_dims` are the widths between
-    input and code, for the dense one. `noise` is the standard deviation of the Gaussian noise added to the
-    inputs while pretraining; `augment` is the strength of the random shifts, turns and the like of images
-    (`deepdpm.augment`), which the reconstruction must undo. `weights` is a weight file; with it nothing is
-    pretrained.
+    `kind` is "none" (the data are codes already), "dense", "conv" or "strided" (three convolutions).
+    `hidden_dims` are the widths between input and code, for the dense one. `objective` is what the encoder
+    is pretrained by: "reconstruction", or "contrast" (`contrast_loss`). `noise` is the standard deviation of
+    the Gaussian noise added to the inputs while pretraining; `augment` is the strength of the random shifts,
+    turns and the like of images (`deepdpm.augment`), which a reconstruction must undo and a contrast must
+    overlook. `weights` is a weight file; with it nothing is pretrained.
 
     Raises:
         ValueError: a value out of range, naming the setting.
@@ -45,6 +51,7 @@ class FeaturesSettings:
     kind: str = "none"
     latent_dim: int = 10
     hidden_dims: tuple[int, ...] = (500, 500, 2000)
+    objective: str = "reconstruction"
     noise: float = 0.0
     augment: float = 0.0
     pretrain_epochs: int = 50
@@ -74,6 +81,15 @@ class FeaturesSettings:
         for key in ("noise", "augment", "pretrain_epochs", "weight_decay"):
             if getattr(self, key) < 0:
                 raise ValueError(f"model.features.{key} must not be negative, not {getattr(self, key)}.")
+        if self.objective not in OBJECTIVES:
+            raise ValueError(
+                f"model.features.objective must be one of {', '.join(OBJECTIVES)}, not {self.objective!r}."
+            )
+        if self.objective == "contrast" and self.augment == self.noise == 0:
+            raise ValueError(
+                "model.features.objective=contrast compares disturbed copies of a point: set "
+                "model.features.augment (for images) or model.features.noise above 0."
+            )
 
 
 class DenseAutoencoder(nn.Module):
@@ -187,7 +203,52 @@ class ConvAutoencoder(nn.Module):
         return self.encoder_linear(pooled_BFPP.flatten(1)), cells_BFPP
 
 
-Autoencoder = DenseAutoencoder | ConvAutoencoder
+class StridedAutoencoder(nn.Module):
+    """Map small images, given as flat rows, to codes by three convolutions, and back by a dense layer.
+
+    Forth: three times convolution 3 x 3 with stride 2, BatchNorm, ReLU (16, 32 and 64 channels); linear.
+    Back: linear to 256, BatchNorm, ReLU, linear.
+
+    >>> code_BL, reconstruction_BD = StridedAutoencoder((1, 9, 7), latent_dim=4)(torch.zeros(3, 63))
+    >>> tuple(code_BL.shape), tuple(reconstruction_BD.shape)
+    ((3, 4), (3, 63))
+    """
+
+    def __init__(self, image_shape: Sequence[int], latent_dim: int = 10) -> None:
+        super().__init__()
+        channels, height, width = image_shape
+        self.image_shape = (channels, height, width)
+        self.num_dims, self.latent_dim = channels * height * width, latent_dim
+        layers: list[nn.Module] = []
+        for filters in STRIDED_FILTERS:
+            convolution = nn.Conv2d(channels, filters, kernel_size=3, stride=2, padding=1)
+            layers += [convolution, nn.BatchNorm2d(filters), nn.ReLU()]
+            channels, height, width = filters, math.ceil(height / 2), math.ceil(width / 2)
+        code = nn.Linear(channels * height * width, latent_dim)
+        self.encoder = nn.Sequential(*layers, nn.Flatten(), code)
+        hidden = STRIDED_DECODER_WIDTH
+        self.decoder = nn.Sequential(
+            nn.Linear(latent_dim, hidden),
+            nn.BatchNorm1d(hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, self.num_dims),
+        )
+
+    def encode(self, x_BD: Tensor) -> Tensor:
+        """Give the codes (B, L) of flat images (B, C * H * W)."""
+        return self.encoder(x_BD.unflatten(1, self.image_shape))
+
+    def decode(self, code_BL: Tensor) -> Tensor:
+        """Give the flat images (B, C * H * W) that codes (B, L) stand for."""
+        return self.decoder(code_BL)
+
+    def forward(self, x_BD: Tensor) -> tuple[Tensor, Tensor]:
+        """Give the codes (B, L) and the reconstructions (B, C * H * W) of flat images (B, C * H * W)."""
+        code_BL = self.encode(x_BD)
+        return code_BL, self.decode(code_BL)
+
+
+Autoencoder = DenseAutoencoder | ConvAutoencoder | StridedAutoencoder
 
 
 def build_autoencoder(
@@ -211,14 +272,18 @@ def build_autoencoder(
         raise ValueError("model.features.augment needs a data set of images; set it to 0.")
     if settings.kind == "dense":
         model = DenseAutoencoder(num_dims, settings.hidden_dims, settings.latent_dim)
-    elif settings.kind == "conv":
+    elif settings.kind in ("conv", "strided"):
         if image_shape is None:
             raise ValueError(
-                "model.features.kind=conv needs a data set of images; take model.features.kind=dense."
+                f"model.features.kind={settings.kind} needs a data set of images; take "
+                "model.features.kind=dense."
             )
-        model = ConvAutoencoder(image_shape, settings.latent_dim)
+        if settings.kind == "conv":
+            model = ConvAutoencoder(image_shape, settings.latent_dim)
+        else:
+            model = StridedAutoencoder(image_shape, settings.latent_dim)
     else:
-        raise ValueError("model.features.kind=none has no autoencoder; set it to dense or conv.")
+        raise ValueError("model.features.kind=none has no autoencoder; set it to dense, conv or strided.")
     if with_weights and settings.weights is not None:
         load_published_weights(model, settings.weights)
     return model
@@ -233,31 +298,62 @@ def reconstruction_loss(x_BD: Tensor, reconstruction_BD: Tensor) -> Tensor:
     return (x_BD - reconstruction_BD).square().sum()
 
 
-def denoising_loss(
+def contrast_loss(code_BL: Tensor, other_BL: Tensor) -> Tensor:
+    """Sum how badly each point is told from the others of its batch by codes of two disturbed copies.
+
+    With `s_ij` the cosine of code i and other code j over a temperature of .2, it is the mean of
+    `-sum_i log softmax_j(s_ij)_i` and of the same with the copies exchanged (InfoNCE, van den Oord et al.,
+    2018, section 2.3, both ways). Codes come to leave out what the disturbance changes.
+
+    >>> codes = 9.0 * torch.eye(3)
+    >>> bool(contrast_loss(codes, codes) < contrast_loss(codes, codes.roll(1, 0)))
+    True
+    """
+    unit_BL, other_unit_BL = (nn.functional.normalize(codes) for codes in (code_BL, other_BL))
+    score_BB = unit_BL @ other_unit_BL.T / TEMPERATURE
+    itself_B = torch.arange(len(score_BB), device=score_BB.device)
+    losses = [
+        nn.functional.cross_entropy(scores, itself_B, reduction="sum") for scores in (score_BB, score_BB.T)
+    ]
+    return 0.5 * (losses[0] + losses[1])
+
+
+def pretraining_loss(
     model: Autoencoder,
     x_BD: Tensor,
-    noise: float,
-    generator: torch.Generator | None = None,
-    augment: float = 0.0,
+    settings: FeaturesSettings,
     image_shape: Sequence[int] | None = None,
-) -> Tensor:
-    """Sum the squared error between clean rows (B, D) and the reconstructions of disturbed ones.
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Give the loss to minimise while pretraining, and the reconstruction loss, both summed over a batch.
 
-    `noise` is the standard deviation of the Gaussian noise; 0 adds none. `augment` is the strength with which
-    images of `image_shape` are moved first; since the target stays where it was, a code has to leave out
-    where and how slanted the image is. The generator lives on the CPU, so that both are the same on every
+    Rows (B, D) are disturbed as the settings say: images moved, then Gaussian noise added. The clean rows
+    are what is to be reconstructed. With `objective` "contrast" the encoder learns by `contrast_loss` alone,
+    and the decoder follows it. The generator lives on the CPU, so that the disturbance is the same on every
     device.
 
-    >>> denoising_loss(DenseAutoencoder(4, (3,), 2), torch.zeros(5, 4), noise=0.1).shape
-    torch.Size([])
+    >>> settings = FeaturesSettings(kind="dense", noise=0.1)
+    >>> loss, reconstruction = pretraining_loss(DenseAutoencoder(4, (3,), 2), torch.zeros(5, 4), settings)
+    >>> bool(loss == reconstruction)
+    True
     """
-    input_BD = x_BD
-    if augment > 0:
-        assert image_shape is not None, "build_autoencoder refuses this"
-        input_BD = augmented(x_BD, image_shape, augment, generator)
-    if noise > 0:
-        input_BD = input_BD + noise * torch.randn(x_BD.shape, generator=generator).to(x_BD)
-    return reconstruction_loss(x_BD, model(input_BD)[1])
+
+    def disturbed() -> Tensor:
+        input_BD = x_BD
+        if settings.augment > 0:
+            assert image_shape is not None, "build_autoencoder refuses this"
+            input_BD = augmented(input_BD, image_shape, settings.augment, generator)
+        if settings.noise > 0:
+            noise_BD = settings.noise * torch.randn(x_BD.shape, generator=generator)
+            input_BD = input_BD + noise_BD.to(x_BD)
+        return input_BD
+
+    if settings.objective == "reconstruction":
+        loss = reconstruction_loss(x_BD, model(disturbed())[1])
+        return loss, loss
+    code_BL, other_BL = model.encode(disturbed()), model.encode(disturbed())
+    reconstruction = reconstruction_loss(x_BD, model.decode(code_BL.detach()))
+    return contrast_loss(code_BL, other_BL) + reconstruction, reconstruction
 
 
 PUBLISHED_CONV_NAMES = {

@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
 from torch import Tensor
 
-from deepdpm.autoencoder import FeaturesSettings, save_weights
+from deepdpm.autoencoder import KINDS, OBJECTIVES, FeaturesSettings, save_weights
 from deepdpm.config import config_folder
 from deepdpm.data import CodesDataModule, Dataset, Samples, Source
 from deepdpm.data.folders import ImageFolder
@@ -62,9 +62,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0)
     autoencoder = parser.add_argument_group("autoencoder and n2d")
     defaults = FeaturesSettings()
-    autoencoder.add_argument("--kind", choices=("dense", "conv"), default="dense")
+    autoencoder.add_argument("--kind", choices=KINDS[1:], default="dense")
     autoencoder.add_argument("--latent-dim", type=int, default=defaults.latent_dim)
     autoencoder.add_argument("--hidden-dims", type=int, nargs="+", default=list(defaults.hidden_dims))
+    autoencoder.add_argument("--objective", choices=OBJECTIVES, default=defaults.objective)
     autoencoder.add_argument("--noise", type=float, default=defaults.noise)
     autoencoder.add_argument(
         "--augment", type=float, default=defaults.augment, help="strength of random shifts, turns, ..."
@@ -177,6 +178,7 @@ def _autoencoder_codes(dataset: Dataset, options: argparse.Namespace) -> Dataset
         kind=options.kind,
         latent_dim=options.latent_dim,
         hidden_dims=options.hidden_dims,
+        objective=options.objective,
         noise=options.noise,
         augment=options.augment,
         pretrain_epochs=options.epochs,

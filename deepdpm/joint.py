@@ -17,7 +17,12 @@ from torch import Tensor
 
 from deepdpm import objective, restart
 from deepdpm.alternation import AlternationSettings, Phase
-from deepdpm.autoencoder import build_autoencoder, denoising_loss, load_published_weights, reconstruction_loss
+from deepdpm.autoencoder import (
+    build_autoencoder,
+    load_published_weights,
+    pretraining_loss,
+    reconstruction_loss,
+)
 from deepdpm.epoch import share_from_first, sum_over_processes
 from deepdpm.kmeans import MOST_POINTS
 from deepdpm.module import DeepDPMModule, Plain
@@ -35,7 +40,7 @@ class JointModule(DeepDPMModule):
     """DeepDPM with an autoencoder before it: features and clusters are learned in turns (paper, section 4.4).
 
     Arguments are those of `DeepDPMModule`, `alternation` and, for the convolutional autoencoder, the shape of
-    the images. `model.features.kind` must be "dense" or "conv", and `num_dims` is needed.
+    the images. `model.features.kind` must be "dense", "conv" or "strided", and `num_dims` is needed.
 
     Attributes:
         autoencoder: raw points to codes and back.
@@ -246,11 +251,10 @@ class JointModule(DeepDPMModule):
     def _autoencoder_step(self, x_BD: Tensor, index_B: Tensor, batch_idx: int, part: int) -> None:
         if self.phase.kind == "pretrain":
             generator = noise_generator(self.seed, self.epoch, batch_idx, part)
-            features = self.model.features
-            reconstruction = denoising_loss(
-                self.autoencoder, x_BD, features.noise, generator, features.augment, self.image_shape
+            loss, reconstruction = pretraining_loss(
+                self.autoencoder, x_BD, self.model.features, self.image_shape, generator
             )
-            regularization, loss = torch.zeros_like(reconstruction), reconstruction
+            regularization = torch.zeros_like(reconstruction)
         else:
             code_BL, reconstruction_BD = self.autoencoder(x_BD)
             reconstruction = reconstruction_loss(x_BD, reconstruction_BD)

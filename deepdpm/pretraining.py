@@ -1,4 +1,4 @@
-"""Pretraining an autoencoder by reconstruction, as a Lightning module, and encoding with it.
+"""Pretraining an autoencoder by reconstruction or contrast, as a Lightning module, and encoding with it.
 
 Legend: N points, D dimensions of an input row, L dimensions of a code, B points in a batch.
 """
@@ -15,11 +15,11 @@ import torch
 from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor
 
-from deepdpm.autoencoder import Autoencoder, FeaturesSettings, build_autoencoder, denoising_loss
+from deepdpm.autoencoder import Autoencoder, FeaturesSettings, build_autoencoder, pretraining_loss
 
 
 class Pretraining(pl.LightningModule):
-    """Train an autoencoder to reconstruct rows, with or without noise on them or, if images, moved a little.
+    """Train an autoencoder by `pretraining_loss`, with noise on the rows, or images moved, if so set.
 
     Batches are pairs of rows (B, D) and their numbers (B,). The disturbance is a pure function of seed, epoch
     and batch, so that a resumed training sees the one that an uninterrupted one would have seen.
@@ -46,7 +46,7 @@ class Pretraining(pl.LightningModule):
         self.autoencoder = build_autoencoder(self.features, num_dims, shape)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
-        """Take one step down the summed squared error of a batch, and log its mean per point.
+        """Take one step down the loss of a batch, and log the mean squared error of a point.
 
         A last batch of a single row is left out: it has no variance for the batch normalisation.
         """
@@ -54,16 +54,15 @@ class Pretraining(pl.LightningModule):
         if len(x_BD) < 2:
             return
         generator = noise_generator(self.seed, self.current_epoch, batch_index)
-        features = self.features
-        loss = denoising_loss(
-            self.autoencoder, x_BD, features.noise, generator, features.augment, self.image_shape
+        loss, reconstruction = pretraining_loss(
+            self.autoencoder, x_BD, self.features, self.image_shape, generator
         )
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
         optimizer.zero_grad()
         self.manual_backward(loss)
         optimizer.step()
-        mean = loss.detach() / len(x_BD)
+        mean = reconstruction.detach() / len(x_BD)
         self.log(
             "reconstruction_loss", mean, prog_bar=True, on_step=False, on_epoch=True, batch_size=len(x_BD)
         )

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from deepdpm.augment import augmented
-from deepdpm.autoencoder import DenseAutoencoder, FeaturesSettings, build_autoencoder, denoising_loss
+from deepdpm.autoencoder import DenseAutoencoder, FeaturesSettings, build_autoencoder, pretraining_loss
 
 SHAPE = (2, 12, 10)
 
@@ -60,7 +60,8 @@ def test_a_moved_image_is_to_be_put_back(generator: torch.Generator) -> None:
     model = DenseAutoencoder(240, (8,), 3).eval()
 
     def loss(augment: float) -> float:
-        return denoising_loss(model, x_BD, 0.0, torch.Generator().manual_seed(0), augment, SHAPE).item()
+        settings = FeaturesSettings(kind="dense", augment=augment)
+        return pretraining_loss(model, x_BD, settings, SHAPE, torch.Generator().manual_seed(0))[0].item()
 
     moved_BD = augmented(x_BD, SHAPE, 0.7, torch.Generator().manual_seed(0))
     assert loss(0.7) == (x_BD - model(moved_BD)[1]).square().sum().item()

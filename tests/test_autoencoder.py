@@ -12,9 +12,11 @@ from deepdpm.autoencoder import (
     ConvAutoencoder,
     DenseAutoencoder,
     FeaturesSettings,
+    StridedAutoencoder,
     build_autoencoder,
-    denoising_loss,
+    contrast_loss,
     load_published_weights,
+    pretraining_loss,
     reconstruction_loss,
     save_weights,
 )
@@ -115,9 +117,13 @@ def test_conv_decodes_codes_that_come_from_no_image() -> None:
     torch.testing.assert_close(model.decode(code_BL), model.decode(code_BL, cells))
 
 
-def test_both_learn_to_reconstruct(generator: torch.Generator) -> None:
+def test_all_learn_to_reconstruct(generator: torch.Generator) -> None:
     x_BD = torch.randn(64, 2, generator=generator) @ torch.randn(2, 64, generator=generator)
-    for model in (DenseAutoencoder(64, (32,), 4), ConvAutoencoder((1, 8, 8), 16)):
+    for model in (
+        DenseAutoencoder(64, (32,), 4),
+        ConvAutoencoder((1, 8, 8), 16),
+        StridedAutoencoder((1, 8, 8), 16),
+    ):
         before = reconstruction_loss(x_BD, model(x_BD)[1]).item()
         train_a_little(model, x_BD, steps=60)
         assert reconstruction_loss(x_BD, model(x_BD)[1]).item() < 0.5 * before
@@ -132,11 +138,48 @@ def test_the_loss_is_a_sum_over_the_batch(generator: torch.Generator) -> None:
 def test_noise_is_of_the_generator_and_zero_noise_is_none() -> None:
     x_BD = torch.randn(8, 6, generator=torch.Generator().manual_seed(3))
     model = DenseAutoencoder(6, (5,), 2).eval()
-    assert denoising_loss(model, x_BD, noise=0.0).item() == reconstruction_loss(x_BD, model(x_BD)[1]).item()
-    losses = [
-        denoising_loss(model, x_BD, 0.5, torch.Generator().manual_seed(seed)).item() for seed in (0, 0, 1)
-    ]
-    assert losses[0] == losses[1] != losses[2]
+
+    def loss(noise: float, seed: int = 0) -> float:
+        settings = FeaturesSettings(kind="dense", noise=noise)
+        generator = torch.Generator().manual_seed(seed)
+        return pretraining_loss(model, x_BD, settings, generator=generator)[0].item()
+
+    assert loss(0.0) == reconstruction_loss(x_BD, model(x_BD)[1]).item()
+    assert loss(0.5, 0) == loss(0.5, 0) != loss(0.5, 1)
+
+
+def test_contrast_is_the_cross_entropy_of_cosines_both_ways(generator: torch.Generator) -> None:
+    code_BL, other_BL = torch.randn(2, 7, 3, generator=generator).double()
+    score = functional.cosine_similarity(code_BL[:, None], other_BL[None], dim=2) / 0.2
+    expected = -0.5 * (score.log_softmax(1).diag() + score.log_softmax(0).diag()).sum()
+    torch.testing.assert_close(contrast_loss(code_BL, other_BL), expected)
+    torch.testing.assert_close(contrast_loss(other_BL, 5 * code_BL), expected)
+
+
+def test_by_contrast_the_decoder_follows_and_the_encoder_does_not_see_it(generator: torch.Generator) -> None:
+    x_BD = torch.randn(8, 64, generator=generator)
+    model = StridedAutoencoder((1, 8, 8), 3)
+    settings = FeaturesSettings(kind="strided", objective="contrast", noise=0.1)
+    loss, reconstruction = pretraining_loss(model, x_BD, settings, generator=generator)
+    reconstruction.backward(retain_graph=True)
+    assert all(weight.grad is None for weight in model.encoder.parameters())
+    assert all(weight.grad is not None for weight in model.decoder.parameters())
+    (loss - reconstruction).backward()
+    assert all(weight.grad is not None for weight in model.encoder.parameters())
+
+
+def test_by_contrast_points_come_apart_more_than_their_copies(generator: torch.Generator) -> None:
+    x_BD = torch.randn(64, 100, generator=generator)
+    model = StridedAutoencoder((1, 10, 10), 4)
+    settings = FeaturesSettings(kind="strided", objective="contrast", augment=0.5)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    losses = []
+    for _ in range(40):
+        losses.append(pretraining_loss(model, x_BD, settings, (1, 10, 10), generator)[0])
+        optimizer.zero_grad()
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[-1] < 0.7 * losses[0]
 
 
 @pytest.mark.parametrize("prefix", ["", "feature_extractor."])
@@ -175,7 +218,9 @@ def test_published_convolution_loads(tmp_path: Path, generator: torch.Generator)
     torch.testing.assert_close(model.encode(x_BD), theirs["encoder_linear"](pooled))
 
 
-@pytest.mark.parametrize("model", [DenseAutoencoder(9, (4,), 2), ConvAutoencoder((1, 8, 8), 3)])
+@pytest.mark.parametrize(
+    "model", [DenseAutoencoder(9, (4,), 2), ConvAutoencoder((1, 8, 8), 3), StridedAutoencoder((1, 8, 8), 3)]
+)
 def test_weights_survive_writing_and_loading(tmp_path: Path, model: nn.Module) -> None:
     train_a_little(model, torch.ones(4, model.num_dims))
     save_weights(model, tmp_path / "autoencoder.pt")
@@ -226,6 +271,8 @@ def test_bad_weight_files_give_one_sentence(tmp_path: Path, monkeypatch: pytest.
         ("hidden_dims", (500, 0)),
         ("noise", -0.1),
         ("augment", -0.1),
+        ("objective", "contrast"),
+        ("objective", "guess"),
         ("pretrain_epochs", -1),
         ("pretrain_batch_size", 1),
         ("pretrain_lr", 0.0),
@@ -242,6 +289,8 @@ def test_kinds_that_cannot_be_built() -> None:
         build_autoencoder(FeaturesSettings(), num_dims=4)
     with pytest.raises(ValueError, match="data set of images"):
         build_autoencoder(FeaturesSettings(kind="conv"), num_dims=4)
+    with pytest.raises(ValueError, match="kind=strided needs a data set of images"):
+        build_autoencoder(FeaturesSettings(kind="strided"), num_dims=4)
     with pytest.raises(ValueError, match="at least 6 x 6 pixels"):
         build_autoencoder(FeaturesSettings(kind="conv"), num_dims=16, image_shape=(1, 4, 4))
     assert build_autoencoder(FeaturesSettings(kind="conv"), 64, (1, 8, 8)).latent_dim == 10

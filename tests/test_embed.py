@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -12,6 +13,8 @@ import torchvision
 from PIL import Image
 
 from deepdpm.autoencoder import DenseAutoencoder, load_published_weights
+from deepdpm.data import Samples
+from deepdpm.data.digits import Digits
 from deepdpm.data.embeddings import EmbeddingFolder
 from deepdpm.embed import load_source, main
 from deepdpm.pretraining import Pretraining, encode_rows
@@ -77,6 +80,28 @@ def test_an_interrupted_pretraining_goes_on_to_the_bit(
         main(["digits", "parts", *arguments])
     assert epochs == [2]
     codes = [EmbeddingFolder("digits", name).load().train.x for name in ("whole", "parts")]
+    assert torch.equal(*codes)
+
+
+def test_contrast_goes_on_to_the_bit_and_never_sees_a_label(monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["--kind", "strided", "--objective", "contrast", "--augment", "1", *SMALL[2:]]
+    main(["digits", "whole", *arguments])
+
+    def stop(module: Pretraining) -> None:
+        if module.current_epoch == 1:
+            raise RuntimeError("power cut")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Pretraining, "on_train_epoch_start", stop)
+        with pytest.raises(RuntimeError, match="power cut"):
+            main(["digits", "parts", *arguments])
+    digits = load_source("digits").load()
+    unlabelled = replace(digits, train=Samples(digits.train.x, None))
+    with monkeypatch.context() as patch:
+        patch.setattr(Digits, "load", lambda self: unlabelled)
+        main(["digits", "parts", *arguments])
+    codes = [EmbeddingFolder("digits", name).load().train.x for name in ("whole", "parts")]
+    assert codes[0].shape == (1797, 4)
     assert torch.equal(*codes)
 
 
@@ -172,6 +197,7 @@ def test_n2d_without_umap_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> No
         (["image_folder", "codes", "dataset.channels=2"], r"dataset\.channels must be 1 \(grey\) or 3"),
         (["digits", "codes", "--latent-dim", "0"], "latent_dim must be at least 1"),
         (["digits", "codes", "--augment", "-1"], "augment must not be negative"),
+        (["digits", "codes", "--objective", "contrast"], "objective=contrast compares disturbed copies"),
         (["synthetic", "codes", "--augment", "1"], "augment needs a data set of images"),
         (["digits", "codes", "--kind", "conv", "--weights", "gone.pt"], "model.features"),
     ],
