@@ -23,6 +23,7 @@ from torch.utils.data import Dataset as TorchDataset
 from torchvision.transforms import functional
 from tqdm.auto import tqdm
 
+from deepdpm.data.files import DataMissingError
 from deepdpm.data.folders import ImageFiles, find_images, read_image, report_broken
 from deepdpm.data.samples import Dataset, Samples
 from deepdpm.data.torch_file import load_torch
@@ -76,9 +77,8 @@ def load_network(
     length 1).
 
     Raises:
-        ValueError: an unknown architecture or layer, weights that cannot be had, or layers that do not fit,
-        which
-            are named.
+        ValueError: an unknown architecture or layer, or layers that do not fit, which are named.
+        DataMissingError: weights that cannot be downloaded.
     """
     if architecture not in torchvision.models.list_models(module=torchvision.models):
         raise ValueError(f"dataset.network: torchvision has no image classifier {architecture!r}.")
@@ -90,7 +90,7 @@ def load_network(
         try:
             model = torchvision.models.get_model(architecture, weights="DEFAULT")
         except (OSError, RuntimeError) as error:
-            raise ValueError(
+            raise DataMissingError(
                 f"dataset.weights: the weights of {architecture} cannot be downloaded ({error}); "
                 "connect once, or set dataset.weights to a file."
             ) from error

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from deepdpm import features
+from deepdpm.data import DataMissingError
 from deepdpm.features import FrozenFeatures, load_network, pixel_features, prepare_image
 
 SIZE = 32
@@ -123,7 +124,9 @@ def test_weights_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     weights = torchvision.models.ResNet18_Weights.DEFAULT
     monkeypatch.setattr(weights.value, "url", "http://127.0.0.1:9/resnet18-00000000.pth")
-    with pytest.raises(ValueError, match=r"dataset\.weights: the weights of resnet18 cannot be downloaded"):
+    with pytest.raises(
+        DataMissingError, match=r"dataset\.weights: the weights of resnet18 cannot be downloaded"
+    ):
         load_network("resnet18")
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
