@@ -161,7 +161,7 @@ def arithmetic_table(runs: pd.DataFrame, matmul: float) -> pd.DataFrame:
         for phase in ("training", "polishing", "prediction", "moves"):
             seconds = chosen[f"phases.{phase}"].mean()
             speed = work[phase] / seconds if seconds > 0 else float("nan")
-            line = {"Set": title, "Phase": phase if phase != "moves" else "moves, one EM pass of the sample"}
+            line = {"Set": title, "Phase": phase if phase != "moves" else "moves: one EM pass of the sample"}
             line |= {"GFLOP": f"{work[phase]:.3g}", "Seconds": _number("seconds", seconds)}
             if phase == "moves":
                 ideal = work[phase] / matmul
@@ -200,14 +200,16 @@ def arithmetic(run: "pd.Series[Any]") -> dict[str, float]:
 
 
 def _ours(runs: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    """Return DeepDPM's finished runs by set of data: codes first, then generated data by size."""
+    """Return DeepDPM's finished runs by the title of their data: codes first, then generated data by size."""
     ours = runs[(runs.name == "deepdpm") & (runs.status == "finished")]
     if "phases.training" not in ours:
         return []
     ours = ours.dropna(subset=["phases.training"]).sort_values(
         ["kind", "num_points", "num_dims", "num_clusters"]
     )
-    return list(ours.groupby("set", sort=False))
+    references = load_references()
+    groups = sorted(ours.groupby("set", sort=False), key=lambda group: group[1].kind.iloc[0] in _GROWTH)
+    return [(references.dataset_title(title), chosen) for title, chosen in groups]
 
 
 def _methods(runs: pd.DataFrame, references: References) -> list[str]:
