@@ -69,7 +69,7 @@ def search(
     """New labels (M,) 0..K-1 of a sample, and the prior refitted to them.
 
     The first call looks for the whole structure, whatever the labels that it is given; later calls start from
-    them, and offer each cluster one split and each pair of neighbours one merge.
+    them, and offer each cluster one split, or each pair of neighbours one merge.
 
     >>> x_MD = torch.cat([torch.randn(200, 2), torch.randn(200, 2) + 9])
     >>> from deepdpm.priors import PriorSettings
@@ -78,15 +78,16 @@ def search(
     >>> search(x_MD, one_M, prior, MoveSettings(), torch.Generator().manual_seed(0))[0].max().item()
     1
     """
-    if not first:
-        found = _revise(expectation_maximisation(x_MD, labels_M, prior, 2), settings)
-        return found.labels_M, found.prior
     order_M = torch.randperm(len(x_MD), generator=generator, device=generator.device).to(x_MD.device)
     half = len(x_MD) // 2
-    samples = [x_MD]
+    rows = [torch.arange(len(x_MD), device=x_MD.device)]
     if half >= settings.min_half:
-        samples += [x_MD[order_M[:half]], x_MD[order_M[half:]]]
-    step = [finest(x, prior, settings, generator) for x in samples]
+        rows += [order_M[:half], order_M[half:]]
+    if not first:
+        start = [expectation_maximisation(x_MD[row], labels_M[row], prior, 2) for row in rows]
+        found = _revised(start, settings)
+        return found.labels_M, found.prior
+    step = [finest(x_MD[row], prior, settings, generator) for row in rows]
     best, found = _agreement(step, settings.caution), step[0]
     for threshold in settings.valleys:
         step = [coarsened(partition, threshold) for partition in step]
@@ -95,8 +96,6 @@ def search(
         best = max(best, score)
         if score >= best - settings.tolerance:
             found = step[0]
-    if best < 0:
-        found = _single(x_MD, prior)
     found = without_satellites(found)
     return found.labels_M, found.prior
 
@@ -287,8 +286,28 @@ def _merged(found: Partition, pairs_P2: Tensor, score_P: Tensor, share: float) -
     return expectation_maximisation(found.x_MD, labels_M, found.prior, 2)
 
 
-def _revise(found: Partition, settings: MoveSettings) -> Partition:
-    """One split for each cluster whose halves are clearly apart, then merges that the evidence asks for."""
+def _revised(step: Sequence[Partition], settings: MoveSettings) -> Partition:
+    """The first partition after splits or merges, if it and those of the halves then agree as they should.
+
+    Splits must raise what the partitions tell of each other, and merges must not lower it, by more than the
+    tolerance: so no merge undoes a split.
+    """
+    score = _agreement(step, settings.caution)
+    split = [_split(partition, settings) for partition in step]
+    if split[0].num_clusters > step[0].num_clusters:
+        gain = _agreement(split, settings.caution) - score
+        if gain > settings.tolerance or len(step) == 1:
+            return split[0]
+    merged = [_merged_by_evidence(partition) for partition in step]
+    if merged[0].num_clusters < step[0].num_clusters:
+        gain = _agreement(merged, settings.caution) - score
+        if gain >= -settings.tolerance:
+            return merged[0]
+    return step[0]
+
+
+def _split(found: Partition, settings: MoveSettings) -> Partition:
+    """The partition with each cluster cut in two whose halves the evidence and the density hold apart."""
     stats, num_clusters = found.stats(), found.num_clusters
     side_M = subcluster_labels(found.x_MD, found.labels_M, stats)
     halves = SufficientStats.from_labels(found.x_MD, 2 * found.labels_M + side_M, 2 * num_clusters)
@@ -300,15 +319,19 @@ def _revise(found: Partition, settings: MoveSettings) -> Partition:
     mixture = Mixture.m_step(prior, halves)
     ratio_K = valley_ratios(found.x_MD, 2 * found.labels_M + side_M, halves, mixture, pairs_K2)
     accepted_K = (gain_K > 0) & (ratio_K < settings.clear_valley)
-    if accepted_K.any():
-        side_M = torch.where(accepted_K[found.labels_M], side_M, 0)
-        labels_M = (2 * found.labels_M + side_M).unique(return_inverse=True)[1]
-        split = without_satellites(expectation_maximisation(found.x_MD, labels_M, prior, 8))
-        if split.num_clusters > num_clusters:
-            return split
-    if num_clusters > 1:
-        pairs_P2 = neighbours(found)
-        gain_P = merge_log_ratios(found.prior, stats, pairs_P2, found.prior.alpha)
-        if (gain_P > 0).any():
-            return _merged(found, pairs_P2[gain_P > 0], gain_P[gain_P > 0], share=1.0)
-    return found
+    if not accepted_K.any():
+        return found
+    side_M = torch.where(accepted_K[found.labels_M], side_M, 0)
+    labels_M = (2 * found.labels_M + side_M).unique(return_inverse=True)[1]
+    return without_satellites(expectation_maximisation(found.x_MD, labels_M, prior, 8))
+
+
+def _merged_by_evidence(found: Partition) -> Partition:
+    """The partition after the merges that the evidence asks for."""
+    if found.num_clusters < 2:
+        return found
+    pairs_P2 = neighbours(found)
+    gain_P = merge_log_ratios(found.prior, found.stats(), pairs_P2, found.prior.alpha)
+    if not (gain_P > 0).any():
+        return found
+    return _merged(found, pairs_P2[gain_P > 0], gain_P[gain_P > 0], share=1.0)

@@ -145,7 +145,7 @@ class ScheduleSettings:
     freeze_after_move: int = 0
     max_searches: int = 10
     polish_steps: int = 1000
-    polish_loss: float = 0.005
+    polish_loss: float = 0.01
 
     def __post_init__(self) -> None:
         check_choices(self, "trainer.schedule")
