@@ -43,7 +43,7 @@ class Assigner(nn.Module):
 
 
 def export(module: DeepDPMModule, path: Path) -> Path:
-    """Write `path` (.onnx or .safetensors), and beside it a card of the same name with the ending .json.
+    """Write `path` (.onnx or .safetensors), and beside it a card: the same name with .json added.
 
     The card names the inputs, K, the stable ids, and for safetensors how the tensors are to be used.
 
@@ -56,8 +56,17 @@ def export(module: DeepDPMModule, path: Path) -> Path:
     assigner = Assigner(module).cpu().eval()
     writers[path.suffix](assigner, module, path)
     text = json.dumps(card(module), indent=2) + "\n"
-    write_atomically(path.with_suffix(".json"), lambda file: file.write(text.encode()))
+    write_atomically(card_path(path), lambda file: file.write(text.encode()))
     return path
+
+
+def card_path(path: Path) -> Path:
+    """Where the card of an export lies, so that two formats of one name keep a card each.
+
+    >>> card_path(Path("digits.onnx")).name
+    'digits.onnx.json'
+    """
+    return path.with_name(path.name + ".json")
 
 
 def card(module: DeepDPMModule) -> dict[str, Any]:
@@ -148,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ValueError as error:
         print(f"deepdpm-export: {error}", file=sys.stderr)
         raise SystemExit(1) from None
-    print(f"exported: {options.out} and {options.out.with_suffix('.json')}")
+    print(f"exported: {options.out} and {card_path(options.out)}")
 
 
 if __name__ == "__main__":

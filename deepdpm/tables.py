@@ -319,7 +319,7 @@ class Table:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a table and write its report; the exit status is 1 where a job failed."""
-    options = _parser().parse_args(arguments)
+    options = _parser().parse_intermixed_args(arguments)
     console = Console()
     out: Path = options.out
     try:

@@ -35,7 +35,7 @@ def test_safetensors_give_them_by_the_formula_of_the_card(model: DeepDPM, tmp_pa
     numpy_files = pytest.importorskip("safetensors.numpy")
     path = export(model.module_, tmp_path / "a.safetensors")
     tensors = numpy_files.load_file(path)
-    card = json.loads((tmp_path / "a.json").read_text())
+    card = json.loads((tmp_path / "a.safetensors.json").read_text())
     assert {name: list(value.shape) for name, value in tensors.items()} == card["tensors"]
     assert card["cluster_ids"] == model.cluster_ids_.tolist()
     np.testing.assert_allclose(by_card(POINTS, tensors, card), model.predict_proba(POINTS), atol=1e-5)

@@ -12,7 +12,7 @@ import pytest
 
 from deepdpm import tables
 from deepdpm.jobs import write_result
-from deepdpm.tables import Job, Table
+from deepdpm.tables import Job, Table, _parser
 
 # What deepdpm-train does as far as the runner can see: hold the folder, skip what is finished, write the
 # result. It imports no torch, so that it starts at once.
@@ -167,3 +167,9 @@ def test_a_killed_job_runs_again(make_jobs) -> None:
     process.wait()
     assert run([job]) == {"finished": 1}
     assert starts(job) == 2
+
+
+def test_settings_of_jobs_stand_before_or_behind_options() -> None:
+    for arguments in (["x", "a=1", "--seeds", "2", "b=2"], ["--seeds", "2", "x", "a=1", "b=2"]):
+        options = _parser().parse_intermixed_args(arguments)
+        assert (options.table, options.overrides, options.seeds) == ("x", ["a=1", "b=2"], [0, 1])
