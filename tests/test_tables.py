@@ -172,4 +172,4 @@ def test_a_killed_job_runs_again(make_jobs) -> None:
 def test_settings_of_jobs_stand_before_or_behind_options() -> None:
     for arguments in (["x", "a=1", "--seeds", "2", "b=2"], ["--seeds", "2", "x", "a=1", "b=2"]):
         options = _parser().parse_intermixed_args(arguments)
-        assert (options.table, options.overrides, options.seeds) == ("x", ["a=1", "b=2"], [0, 1])
+        assert (options.table, options.overrides, options.seeds) == ("x", ["a=1", "b=2"], (0, 1))
