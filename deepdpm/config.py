@@ -331,7 +331,7 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
     if is_joint and cfg.model.features.kind == "none":
         raise ValueError(
             "alternation=joint learns features, but model.features.kind is none: say "
-            "model.features.kind=dense or conv, or alternation=none."
+            "model.features.kind=dense, conv or strided, or alternation=none."
         )
     for condition, keys, why in _WITHOUT_EFFECT:
         if condition(cfg):
