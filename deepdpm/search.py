@@ -88,13 +88,15 @@ def search(
         found = _revised(start, settings)
         return found.labels_M, found.prior
     step = [finest(x_MD[row], prior, settings, generator) for row in rows]
-    best, found = _agreement(step, settings.caution), step[0]
+    found, best = step[0], _agreement(step, settings.caution)
+    allowance = settings.tolerance / found.num_clusters
     for threshold in settings.valleys:
         step = [coarsened(partition, threshold) for partition in step]
         score = _agreement(step, settings.caution)
+        if score > best:
+            best, allowance = score, settings.tolerance / step[0].num_clusters
         # The coarsest of nearly equal ones; without halves all are equal.
-        best = max(best, score)
-        if score >= best - settings.tolerance:
+        if score >= best - allowance:
             found = step[0]
     found = without_satellites(found)
     return found.labels_M, found.prior
@@ -292,16 +294,16 @@ def _revised(step: Sequence[Partition], settings: MoveSettings) -> Partition:
     Splits must raise what the partitions tell of each other, and merges must not lower it, by more than the
     tolerance: so no merge undoes a split.
     """
-    score = _agreement(step, settings.caution)
+    score, allowance = _agreement(step, settings.caution), settings.tolerance / step[0].num_clusters
     split = [_split(partition, settings) for partition in step]
     if split[0].num_clusters > step[0].num_clusters:
         gain = _agreement(split, settings.caution) - score
-        if gain > settings.tolerance or len(step) == 1:
+        if gain > allowance or len(step) == 1:
             return split[0]
     merged = [_merged_by_evidence(partition) for partition in step]
     if merged[0].num_clusters < step[0].num_clusters:
         gain = _agreement(merged, settings.caution) - score
-        if gain >= -settings.tolerance:
+        if gain >= -allowance:
             return merged[0]
     return step[0]
 
