@@ -268,8 +268,6 @@ def build_autoencoder(
     2
     """
     model: Autoencoder
-    if settings.augment > 0 and image_shape is None:
-        raise ValueError("model.features.augment needs a data set of images; set it to 0.")
     if settings.kind == "dense":
         model = DenseAutoencoder(num_dims, settings.hidden_dims, settings.latent_dim)
     elif settings.kind in ("conv", "strided"):
@@ -284,6 +282,8 @@ def build_autoencoder(
             model = StridedAutoencoder(image_shape, settings.latent_dim)
     else:
         raise ValueError("model.features.kind=none has no autoencoder; set it to dense, conv or strided.")
+    if settings.augment > 0 and image_shape is None:
+        raise ValueError("model.features.augment needs a data set of images; set it to 0.")
     if with_weights and settings.weights is not None:
         load_published_weights(model, settings.weights)
     return model
