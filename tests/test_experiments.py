@@ -82,7 +82,7 @@ def test_the_published_settings_go_with_any_row(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("table", "rows", "message"),
     [
-        ("embeded", None, "There is no table 'embeded': choose one of ablation, embedded"),
+        ("embeded", None, "There is no table 'embeded': choose one of ablation, benchmarks, embedded"),
         ("embedded", ["mnits"], "embedded has no row 'mnits': choose of fashion"),
         ("sweeps", ["optuna_prior"], "run deepdpm-train -m \\+sweeps=optuna_prior"),
     ],
