@@ -59,7 +59,7 @@ class Trace(Checkpoint):
         return self._earlier_seconds + time.perf_counter() - self._started
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Begin to count seconds: before the module's own start from the data, which is work of the method."""
+        """Begin to count seconds: before the module starts from the data, which is the method's work."""
         self._started = time.perf_counter()
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -106,7 +106,7 @@ def test_codes_that_are_not_there_are_data_missing(
     from hydra.utils import instantiate
 
     monkeypatch.setenv("DEEPDPM_DATA", str(tmp_path))
-    with pytest.raises(DataMissingError, match="DATA|dataset.path"):
+    with pytest.raises(DataMissingError, match=r"DATA|dataset\.path"):
         instantiate(config.compose([f"+stl10={row}"]).dataset).load()
 
 

@@ -69,7 +69,8 @@ def download(url: str, path: Path, sha256: str) -> None:
     """Download one file with a progress bar; it appears at `path` whole and checked, or not at all.
 
     Raises:
-        DataMissingError: no connection, another checksum, or no room to write; says where to put the file by hand.
+        DataMissingError: no connection, another checksum, or no room to write; says where to put the file by
+            hand.
     """
     try:
         with _removed_if_empty(path.parent), _time_limit(_TIMEOUT_SECONDS):
