@@ -59,7 +59,7 @@ $(DOCS_INSTALLED): $(INSTALLED)
 	@touch $@
 
 docs: $(DOCS_INSTALLED) ## build the site of guide, mathematics and API reference into build/docs (half a minute)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file .mkdocs.yml
 
 notebook: $(DOCS_INSTALLED) ## execute docs/notebook.ipynb anew, in place
 	$(BIN)/jupyter nbconvert --to notebook --execute --ExecutePreprocessor.record_timing=False --inplace docs/notebook.ipynb

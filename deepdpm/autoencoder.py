@@ -14,15 +14,16 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from deepdpm.augment import augmented
+from deepdpm.checks import check_choices, check_least, check_positive
 
-KINDS = ("none", "dense", "conv", "strided")
-OBJECTIVES = ("reconstruction", "contrast")
+Kind = Literal["none", "dense", "conv", "strided"]
+Objective = Literal["reconstruction", "contrast"]
 FILTERS = 32
 KERNEL = 5
 STRIDED_FILTERS = (16, 32, 64)
@@ -48,10 +49,10 @@ class FeaturesSettings:
     (500, 500, 2000)
     """
 
-    kind: str = "none"
+    kind: Kind = "none"
     latent_dim: int = 10
     hidden_dims: tuple[int, ...] = (500, 500, 2000)
-    objective: str = "reconstruction"
+    objective: Objective = "reconstruction"
     noise: float = 0.0
     augment: float = 0.0
     pretrain_epochs: int = 50
@@ -62,29 +63,14 @@ class FeaturesSettings:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "hidden_dims", tuple(int(width) for width in self.hidden_dims))
-        if self.kind not in KINDS:
-            raise ValueError(f"model.features.kind must be one of {', '.join(KINDS)}, not {self.kind!r}.")
-        if self.latent_dim < 1:
-            raise ValueError(f"model.features.latent_dim must be at least 1, not {self.latent_dim}.")
-        if not self.hidden_dims or min(self.hidden_dims) < 1:
-            raise ValueError(
-                "model.features.hidden_dims must list one or more positive widths, "
-                f"not {list(self.hidden_dims)}."
-            )
-        if self.pretrain_batch_size < 2:
-            raise ValueError(
-                "model.features.pretrain_batch_size must be at least 2, since batch normalisation needs "
-                f"two rows, not {self.pretrain_batch_size}."
-            )
-        if self.pretrain_lr <= 0:
-            raise ValueError(f"model.features.pretrain_lr must be above 0, not {self.pretrain_lr}.")
-        for key in ("noise", "augment", "pretrain_epochs", "weight_decay"):
-            if getattr(self, key) < 0:
-                raise ValueError(f"model.features.{key} must not be negative, not {getattr(self, key)}.")
-        if self.objective not in OBJECTIVES:
-            raise ValueError(
-                f"model.features.objective must be one of {', '.join(OBJECTIVES)}, not {self.objective!r}."
-            )
+        check_choices(self, "model.features")
+        if not self.hidden_dims:
+            raise ValueError("model.features.hidden_dims must list one or more widths, not none.")
+        # Batch normalisation needs two rows.
+        least = {"latent_dim": 1, "hidden_dims": 1, "pretrain_batch_size": 2}
+        zero = ("noise", "augment", "pretrain_epochs", "weight_decay")
+        check_least(self, "model.features", least | dict.fromkeys(zero, 0))
+        check_positive(self, "model.features", ("pretrain_lr",))
         if self.objective == "contrast" and self.augment == self.noise == 0:
             raise ValueError(
                 "model.features.objective=contrast compares disturbed copies of a point: set "
@@ -92,7 +78,27 @@ class FeaturesSettings:
             )
 
 
-class DenseAutoencoder(nn.Module):
+class _Mirrored(nn.Module):
+    """An encoder and a decoder that share nothing but the code."""
+
+    encoder: nn.Sequential
+    decoder: nn.Sequential
+
+    def encode(self, x_BD: Tensor) -> Tensor:
+        """Give the codes (B, L) of rows (B, D)."""
+        return self.encoder(x_BD)
+
+    def decode(self, code_BL: Tensor) -> Tensor:
+        """Give the rows (B, D) that codes (B, L) stand for."""
+        return self.decoder(code_BL)
+
+    def forward(self, x_BD: Tensor) -> tuple[Tensor, Tensor]:
+        """Give the codes (B, L) and the reconstructions (B, D) of rows (B, D)."""
+        code_BL = self.encode(x_BD)
+        return code_BL, self.decode(code_BL)
+
+
+class DenseAutoencoder(_Mirrored):
     """Map rows to codes and back by two mirrored stacks of linear, ReLU and BatchNorm layers.
 
     The first layer has no BatchNorm, the output is linear alone, and the code has ReLU and BatchNorm too, as
@@ -111,19 +117,6 @@ class DenseAutoencoder(nn.Module):
         widths = [num_dims, *hidden_dims, latent_dim]
         self.encoder = _stack(widths, without_bn=0, linear_last=False)
         self.decoder = _stack(widths[::-1], without_bn=None, linear_last=True)
-
-    def encode(self, x_BD: Tensor) -> Tensor:
-        """Give the codes (B, L) of rows (B, D)."""
-        return self.encoder(x_BD)
-
-    def decode(self, code_BL: Tensor) -> Tensor:
-        """Give the rows (B, D) that codes (B, L) stand for."""
-        return self.decoder(code_BL)
-
-    def forward(self, x_BD: Tensor) -> tuple[Tensor, Tensor]:
-        """Give the codes (B, L) and the reconstructions (B, D) of rows (B, D)."""
-        code_BL = self.encode(x_BD)
-        return code_BL, self.decode(code_BL)
 
 
 def _stack(widths: Sequence[int], without_bn: int | None, linear_last: bool) -> nn.Sequential:
@@ -203,7 +196,7 @@ class ConvAutoencoder(nn.Module):
         return self.encoder_linear(pooled_BFPP.flatten(1)), cells_BFPP
 
 
-class StridedAutoencoder(nn.Module):
+class StridedAutoencoder(_Mirrored):
     """Map small images, given as flat rows, to codes by three convolutions, and back by a dense layer.
 
     Forth: three times convolution 3 x 3 with stride 2, BatchNorm, ReLU (16, 32 and 64 channels); linear.
@@ -217,7 +210,6 @@ class StridedAutoencoder(nn.Module):
     def __init__(self, image_shape: Sequence[int], latent_dim: int = 10) -> None:
         super().__init__()
         channels, height, width = image_shape
-        self.image_shape = (channels, height, width)
         self.num_dims, self.latent_dim = channels * height * width, latent_dim
         layers: list[nn.Module] = []
         for filters in STRIDED_FILTERS:
@@ -225,7 +217,7 @@ class StridedAutoencoder(nn.Module):
             layers += [convolution, nn.BatchNorm2d(filters), nn.ReLU()]
             channels, height, width = filters, math.ceil(height / 2), math.ceil(width / 2)
         code = nn.Linear(channels * height * width, latent_dim)
-        self.encoder = nn.Sequential(*layers, nn.Flatten(), code)
+        self.encoder = nn.Sequential(nn.Unflatten(1, tuple(image_shape)), *layers, nn.Flatten(), code)
         hidden = STRIDED_DECODER_WIDTH
         self.decoder = nn.Sequential(
             nn.Linear(latent_dim, hidden),
@@ -233,19 +225,6 @@ class StridedAutoencoder(nn.Module):
             nn.ReLU(),
             nn.Linear(hidden, self.num_dims),
         )
-
-    def encode(self, x_BD: Tensor) -> Tensor:
-        """Give the codes (B, L) of flat images (B, C * H * W)."""
-        return self.encoder(x_BD.unflatten(1, self.image_shape))
-
-    def decode(self, code_BL: Tensor) -> Tensor:
-        """Give the flat images (B, C * H * W) that codes (B, L) stand for."""
-        return self.decoder(code_BL)
-
-    def forward(self, x_BD: Tensor) -> tuple[Tensor, Tensor]:
-        """Give the codes (B, L) and the reconstructions (B, C * H * W) of flat images (B, C * H * W)."""
-        code_BL = self.encode(x_BD)
-        return code_BL, self.decode(code_BL)
 
 
 Autoencoder = DenseAutoencoder | ConvAutoencoder | StridedAutoencoder

@@ -24,37 +24,46 @@ def check_choices(settings: Any, group: str) -> None:
 
 
 def check_least(settings: Any, group: str, least: Mapping[str, float]) -> None:
-    """Refuse a number below its least value, infinity or NaN; None passes.
+    """Refuse a number below its least value, infinity or NaN; None passes, as in all checks.
 
     Raises:
         ValueError: naming `group.field`.
+
+    >>> from deepdpm.priors import PriorSettings
+    >>> check_least(PriorSettings(), "prior", {"dirichlet_count": 0})
     """
     for name, bound in least.items():
-        value = getattr(settings, name)
-        if value is not None and not bound <= value < math.inf:
-            raise ValueError(f"{group}.{name} must be at least {bound}, not {value}.")
+        if not all(bound <= one < math.inf for one in _numbers(settings, name)):
+            raise _refusal(settings, group, name, f"be at least {bound}")
 
 
 def check_positive(settings: Any, group: str, names: Iterable[str]) -> None:
-    """Refuse a number that is not above 0 and finite; None passes.
+    """Refuse a number that is not above 0 and finite.
 
     Raises:
         ValueError: naming `group.field`.
     """
     for name in names:
-        value = getattr(settings, name)
-        if value is not None and not 0 < value < math.inf:
-            raise ValueError(f"{group}.{name} must be a positive number, not {value}.")
+        if not all(0 < one < math.inf for one in _numbers(settings, name)):
+            raise _refusal(settings, group, name, "be a positive number")
 
 
 def check_fraction(settings: Any, group: str, names: Iterable[str]) -> None:
-    """Refuse a number, or a number of a list, outside 0..1; None passes.
+    """Refuse a number outside 0..1.
 
     Raises:
         ValueError: naming `group.field`.
     """
     for name in names:
-        value = getattr(settings, name)
-        values = value if isinstance(value, tuple) else (value,)
-        if any(one is not None and not 0 <= one <= 1 for one in values):
-            raise ValueError(f"{group}.{name} must lie between 0 and 1, not {value}.")
+        if not all(0 <= one <= 1 for one in _numbers(settings, name)):
+            raise _refusal(settings, group, name, "lie between 0 and 1")
+
+
+def _numbers(settings: Any, name: str) -> list[float]:
+    """The number or the tuple of them that a setting holds, without None."""
+    value = getattr(settings, name)
+    return [one for one in (value if isinstance(value, tuple) else (value,)) if one is not None]
+
+
+def _refusal(settings: Any, group: str, name: str, wanted: str) -> ValueError:
+    return ValueError(f"{group}.{name} must {wanted}, not {getattr(settings, name)}.")

@@ -11,7 +11,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytorch_lightning as pl
 import torch
@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
 from torch import Tensor
 
-from deepdpm.autoencoder import KINDS, OBJECTIVES, FeaturesSettings, save_weights
+from deepdpm.autoencoder import FeaturesSettings, Kind, Objective, save_weights
 from deepdpm.config import config_folder
 from deepdpm.data import CodesDataModule, Dataset, Samples, Source
 from deepdpm.data.folders import ImageFolder
@@ -62,10 +62,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0)
     autoencoder = parser.add_argument_group("autoencoder and n2d")
     defaults = FeaturesSettings()
-    autoencoder.add_argument("--kind", choices=KINDS[1:], default="dense")
+    autoencoder.add_argument("--kind", choices=get_args(Kind)[1:], default="dense")
     autoencoder.add_argument("--latent-dim", type=int, default=defaults.latent_dim)
     autoencoder.add_argument("--hidden-dims", type=int, nargs="+", default=list(defaults.hidden_dims))
-    autoencoder.add_argument("--objective", choices=OBJECTIVES, default=defaults.objective)
+    autoencoder.add_argument("--objective", choices=get_args(Objective), default=defaults.objective)
     autoencoder.add_argument("--noise", type=float, default=defaults.noise)
     autoencoder.add_argument(
         "--augment", type=float, default=defaults.augment, help="strength of random shifts, turns, ..."

@@ -358,12 +358,8 @@ class JointModule(DeepDPMModule):
         """
         if "clusters" in state:
             super().set_extra_state(state)
-        elif self.num_dims != state["num_dims"]:
-            raise ValueError(
-                f"ckpt_path was trained on points of {state['num_dims']} dimensions, but the data have "
-                f"{self.num_dims}: give the data set it was trained on."
-            )
         else:
+            self._take_num_dims(state["num_dims"])
             self.labels_N = state["labels_N"]
             self.generator.set_state(state["generator"].cpu())
             self.coins.set_state(state["coins"].cpu())

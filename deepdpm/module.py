@@ -38,8 +38,8 @@ from deepdpm.transforms import Transform
 
 __all__ = ["DeepDPMModule", "ModelSettings", "MoveSettings", "OptimizerSettings", "ScheduleSettings"]
 
-_LEAST_POLISH_EPOCHS = 5
 Plain = Mapping[str, Any]
+_LEAST_POLISH_EPOCHS = 5
 
 
 class DeepDPMModule(ClusteringModel):
@@ -470,12 +470,7 @@ class DeepDPMModule(ClusteringModel):
         """
         if not state:
             return
-        if self.num_dims not in (None, state["num_dims"]):
-            raise ValueError(
-                f"ckpt_path was trained on points of {state['num_dims']} dimensions, but the data have "
-                f"{self.num_dims}: give the data set it was trained on."
-            )
-        self.num_dims = state["num_dims"]
+        self._take_num_dims(state["num_dims"])
         self.state = ClusterState.from_dict(state["clusters"])
         self._build_nets(state["num_code_dims"], self.state.num_clusters)
         self.cluster_net.to(self.device), self.subcluster_nets.to(self.device)
@@ -485,6 +480,14 @@ class DeepDPMModule(ClusteringModel):
         self.progress = Progress(**state["progress"])
         if self._trainer is not None:
             load_random_states(state["random"])
+
+    def _take_num_dims(self, num_dims: int) -> None:
+        if self.num_dims not in (None, num_dims):
+            raise ValueError(
+                f"ckpt_path was trained on points of {num_dims} dimensions, but the data have "
+                f"{self.num_dims}: give the data set it was trained on."
+            )
+        self.num_dims = num_dims
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse what is no checkpoint of a trained module.

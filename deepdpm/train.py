@@ -142,15 +142,17 @@ class _Job:
         self.record |= {"dataset": data.name, "num_points": len(train), "num_dims": data.num_dims}
         self.record["phases"] = {"load": round(time.perf_counter() - started, 4)}
         self.memory.loaded()
+        peer = OmegaConf.select(self.cfg, "peer._target_")
+        resumed = None if peer else resume_from(self.cfg.ckpt_path, self.folder, self.record["config_hash"])
         self.begun = True
         results.write_text(self.folder / "config.yaml", OmegaConf.to_yaml(self.cfg, resolve=True))
-        outcome = self._peer(data) if OmegaConf.select(self.cfg, "peer._target_") else self._fit(data)
+        outcome = self._peer(data) if peer else self._fit(data, resumed)
         self.record["fit_memory_mb"] = self.memory.since_loaded_mb()
         if self.is_main:
             self._write(outcome, data)
         return self.record
 
-    def _fit(self, data: "CodesDataModule") -> Outcome:
+    def _fit(self, data: "CodesDataModule", resumed: Path | None) -> Outcome:
         from deepdpm.callbacks import LastCheckpoint, StopOnSignal, Trace, save_checkpoint
         from deepdpm.joint import JointModule
         from deepdpm.phases import PhaseEnds
@@ -158,7 +160,6 @@ class _Job:
         from deepdpm.tracking import Pictures
 
         cfg, trainer_cfg = self.cfg, self.cfg.trainer
-        checkpoint = resume_from(cfg.ckpt_path, self.folder, self.record["config_hash"])
         module = make_module(cfg, data)
         trace = Trace(
             self.folder / "trace.csv",
@@ -188,7 +189,7 @@ class _Job:
         self.is_main = trainer.is_global_zero
         try:
             with _tamed_interrupt():
-                trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+                trainer.fit(module, datamodule=data, ckpt_path=resumed, weights_only=True)
         finally:
             self._note_progress(trace, trainer)
         if stop.signum is not None:

@@ -22,7 +22,7 @@ def hook(name: str, needs: str) -> ModuleType:
 
 
 def test_the_site_names_every_page_once() -> None:
-    text = (ROOT / "mkdocs.yml").read_text()
+    text = (ROOT / ".mkdocs.yml").read_text()
     nav = [page for entry in yaml.safe_load(text)["nav"] for page in entry.values()]
     pages = {path.name for path in DOCS.iterdir() if path.suffix in (".md", ".ipynb")}
     assert len(nav) == len(pages)

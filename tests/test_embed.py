@@ -196,7 +196,7 @@ def test_n2d_without_umap_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> No
         (["image_folder", "codes", "dataset.path=gone"], r"dataset\.path: there is no folder gone"),
         (["image_folder", "codes", "dataset.channels=2"], r"dataset\.channels must be 1 \(grey\) or 3"),
         (["digits", "codes", "--latent-dim", "0"], "latent_dim must be at least 1"),
-        (["digits", "codes", "--augment", "-1"], "augment must not be negative"),
+        (["digits", "codes", "--augment", "-1"], "augment must be at least 0"),
         (["digits", "codes", "--objective", "contrast"], "objective=contrast compares disturbed copies"),
         (["synthetic", "codes", "--augment", "1"], "augment needs a data set of images"),
         (["digits", "codes", "--kind", "conv", "--weights", "gone.pt"], "model.features"),

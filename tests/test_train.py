@@ -165,9 +165,12 @@ def test_a_signal_stops_after_the_epoch_and_the_same_folder_goes_on(
     stopped = result_of(tmp_path / "run")
     assert (stopped["status"], stopped["epochs"]) == ("stopped", 6)
     assert stopped["num_clusters"] == int(trace_of(tmp_path / "run")[-1]["num_clusters"])
+    config = (tmp_path / "run" / "config.yaml").read_text()
     other = train(*GROWING, "seed=1", "hydra.run.dir=run")
     assert other.status == 1
     assert "stopped run of other settings" in other.err
+    assert result_of(tmp_path / "run") == stopped
+    assert (tmp_path / "run" / "config.yaml").read_text() == config
     assert train(*GROWING, "hydra.run.dir=run").status == 0
     assert (tmp_path / "run" / "trace.csv").read_text() == (tmp_path / "whole" / "trace.csv").read_text()
     assert result_of(tmp_path / "run")["status"] == "finished"
