@@ -245,34 +245,20 @@ def _number(metric: str, value: float) -> str:
     return f"{value:.2f}" if small else number(metric, value)
 
 
+_WORDS = ("Set", "Method", "Phase", "Growth", "Runs", "", "Command")
+
+
 def markdown(table: pd.DataFrame) -> str:
-    """Return a table of texts as Markdown, padded so that it reads well as it is.
+    """Return a table of texts as Markdown.
 
     Example:
         >>> print(markdown(pd.DataFrame([{"Set": "USPS", "K": "10"}])))
-        | Set  | K  |
-        |:-----|---:|
-        | USPS | 10 |
+        | Set   |   K |
+        |:------|----:|
+        | USPS  |  10 |
     """
-    lines = [list(table.columns), *table.astype(str).to_numpy().tolist()]
-    widths = [max(2, *(len(line[i]) for line in lines)) for i in range(len(lines[0]))]
-    texts = _left_columns(table)
-    rows = [
-        " | ".join(
-            cell.ljust(w) if text else cell.rjust(w)
-            for cell, w, text in zip(line, widths, texts, strict=True)
-        )
-        for line in lines
-    ]
-    rule = "|".join(
-        f":{'-' * (w + 1)}" if text else f"{'-' * (w + 1)}:" for w, text in zip(widths, texts, strict=True)
-    )
-    return "\n".join([f"| {rows[0]} |", f"|{rule}|", *(f"| {row} |" for row in rows[1:])])
-
-
-def _left_columns(table: pd.DataFrame) -> list[bool]:
-    """Return which columns hold words."""
-    return [title in ("Set", "Method", "Phase", "Growth", "Runs", "", "Command") for title in table.columns]
+    sides = ["left" if title in _WORDS else "right" for title in table.columns]
+    return table.to_markdown(index=False, disable_numparse=True, colalign=sides)
 
 
 def start_up_table(repeats: int = 3) -> pd.DataFrame:

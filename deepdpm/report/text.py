@@ -4,6 +4,8 @@ import csv
 import io
 from collections.abc import Sequence
 
+from tabulate import tabulate
+
 from deepdpm.report.aggregate import COMPARED, DIGITS, SIGNIFICANCE, Cell, Row, Table, variant_label
 from deepdpm.report.runs import METRICS
 
@@ -86,20 +88,24 @@ def markdown(tables: Sequence[Table]) -> str:
             f"## {heading(table)}",
             "",
             *([note(table), ""] if table.common else []),
-            "| Method | " + " | ".join(title for _, title in columns) + " | Runs |",
+            _markdown_table(table, columns, sources),
+            "",
         ]
-        parts.append("|---|" + "---:|" * len(columns) + "---|")
-        for row in table.rows:
-            cells = [_markdown_cell(metric, row) for metric, _ in columns]
-            title = f"*{row.title}*{marks(row, sources)}" if row.reference else row.title
-            parts.append(
-                f"| {title.replace('|', chr(92) + '|')} | " + " | ".join(cells) + f" | {runs_text(row)} |"
-            )
-        parts.append("")
     if sources:
         parts += ["## Sources of the numbers of others", ""]
         parts += [f"{number}. {source}." for number, source in enumerate(sources, 1)] + [""]
     return "\n".join(parts)
+
+
+def _markdown_table(table: Table, columns: Sequence[tuple[str, str]], sources: Sequence[str]) -> str:
+    lines = []
+    for row in table.rows:
+        title = f"*{row.title}*{marks(row, sources)}" if row.reference else row.title
+        cells = [_markdown_cell(metric, row) for metric, _ in columns]
+        lines.append([title.replace("|", r"\|"), *cells, runs_text(row)])
+    headers = ["Method", *(title for _, title in columns), "Runs"]
+    sides = ["left", *["right"] * len(columns), "left"]
+    return tabulate(lines, headers, tablefmt="pipe", disable_numparse=True, colalign=sides)
 
 
 def sources_of(tables: Sequence[Table]) -> list[str]:
