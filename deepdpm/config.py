@@ -26,10 +26,10 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 
+from deepdpm import naming  # noqa: F401, the configuration names folders by its resolvers
 from deepdpm.schema import schema_of
 
 _PACKAGE = Path(__file__).resolve().parent
-_LONGEST_NAME = 100
 
 # Arguments of pl.Trainer that the run itself sets.
 _OWN_TRAINER_ARGUMENTS = {
@@ -77,26 +77,6 @@ class ExperimentsSearchPath(SearchPathPlugin):
 
 
 Plugins.instance().register(ExperimentsSearchPath)
-
-
-def job_folder(name: str | None, dataset: str, overrides: Sequence[str]) -> str:
-    """Return the folder of one job of a sweep, named by its data set and by what was overridden.
-
-    Example:
-        >>> job_folder(None, "digits", ["dataset=digits", "seed=1", "model.init_k=3"])
-        'digits,seed=1,model.init_k=3'
-        >>> job_folder("kmeans", "mnist", ["+embedded=mnist", "seed=1"])
-        'kmeans,mnist,embedded=mnist,seed=1'
-    """
-    changed = [override.lstrip("+~") for override in overrides if not override.startswith("dataset=")]
-    full = ",".join([*([name] if name else []), dataset, *changed])
-    safe = re.sub(r"[^\w.,=+\[\]-]+", "_", full)
-    if safe == full and len(safe) <= _LONGEST_NAME:
-        return safe
-    return f"{safe[:_LONGEST_NAME]}-{hashlib.sha256(full.encode()).hexdigest()[:8]}"
-
-
-OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
 
 
 @dataclasses.dataclass

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from deepdpm import config
+from deepdpm import config, naming
 from deepdpm.moves import MoveSettings
 from deepdpm.priors import PriorSettings
 from deepdpm.schema import schema_of
@@ -232,7 +232,7 @@ def test_a_peers_hash_knows_its_data_its_seed_and_its_own_settings_alone(data: s
 def test_folders_of_jobs_are_distinct_safe_and_short() -> None:
     long = [f"model.hidden=[{','.join(map(str, range(n)))}]" for n in (60, 61)]
     names = [
-        config.job_folder(None, "digits", [override]) for override in [*long, "dataset.path=/a/b", "x=a b"]
+        naming.job_folder(None, "digits", [override]) for override in [*long, "dataset.path=/a/b", "x=a b"]
     ]
     assert len(set(names)) == len(names)
     assert all("/" not in name and " " not in name and len(name) < 120 for name in names)

@@ -35,11 +35,11 @@ _NOT_ITS_OWN = "#9aa0a6"
 
 @dataclass(frozen=True)
 class Shown:
-    """A figure of the page: its title, what it shows in a sentence, and its SVG."""
+    """A figure of the page: its title, what it shows in a sentence, and its panels as SVG."""
 
     title: str
     caption: str
-    svg: str
+    svgs: tuple[str, ...]
 
 
 def write_run_report(folder: Path, path: Path, plane: str = "pca") -> Path:
@@ -156,7 +156,7 @@ def _history(found: Clustering) -> Shown:
             axes.legend(fontsize=9)
 
     caption = f"K at the end of each of {len(epochs)} epochs, and where it changed."
-    return Shown("K over time", caption, _draw("history", (6.4, 3.2), draw))
+    return Shown("K over time", caption, (_draw("history", (6.4, 3.2), draw),))
 
 
 def _tree(found: Clustering, colours: Sequence[str]) -> Shown | None:
@@ -192,7 +192,7 @@ def _tree(found: Clustering, colours: Sequence[str]) -> Shown | None:
         "Each line is a cluster with its identity; it forks where it splits, and ends where it is merged."
     )
     height = max(1.6, 0.8 + 0.2 * len(lanes))
-    return Shown("Splits and merges", caption, _draw("tree", (6.4, height), draw))
+    return Shown("Splits and merges", caption, (_draw("tree", (6.4, height), draw),))
 
 
 def lanes_of(moves: Sequence[Event]) -> dict[int, int]:
@@ -228,19 +228,25 @@ def _map(found: Clustering, colours: Sequence[str], plane: str) -> Shown:
         shades = cluster_colours(int(truth_N.max()) + 1)
         of_class = [shades[c] if c >= 0 else _NOT_ITS_OWN for c in truth_N[index_M]]
         panels.append(("true labels", of_class, {}))
-    figure = Figure(figsize=(3.4 * len(panels), 3.5))
-    for axes, (title, colour, more) in zip(figure.subplots(1, len(panels)), panels, strict=True):
-        points = axes.scatter(*xy_M2.T, c=colour, s=4, linewidths=0, rasterized=True, **more)
+    svgs = []
+    for title, colour, more in panels:
+        figure = Figure(figsize=(3.4, 3.5))
+        axes = figure.subplots()
+        points = axes.scatter(xy_M2[:, 0], xy_M2[:, 1], c=colour, s=4, linewidths=0, rasterized=True, **more)
         axes.set(title=title, xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
         # Every panel has room for a bar, so that all are of one size.
         bar = figure.colorbar(points, ax=axes, orientation="horizontal", shrink=0.7, pad=0.04)
         bar.outline.set_visible(False)
-        bar.ax.set_visible(bool(more))
+        if not more:
+            for drawn in bar.ax.collections:
+                drawn.set_visible(False)
+            bar.ax.tick_params(color="none", labelcolor="none")
+        with mpl.rc_context({"savefig.dpi": 150}):
+            svgs.append(to_svg(figure, f"map {title}"))
     counted = "all points" if len(index_M) == len(found.x_ND) else f"{len(index_M):,} points drawn at random"
     caption = f"{how}; {counted}. Confidence is the net's probability of a point's cluster."
-    with mpl.rc_context({"savefig.dpi": 150}):
-        return Shown("Map", caption, to_svg(figure, "map"))
+    return Shown("Map", caption, tuple(svgs))
 
 
 def to_plane(x_MD: Tensor, codes_ME: Tensor, plane: str) -> tuple[np.ndarray, str]:
