@@ -24,6 +24,7 @@ from torch import Tensor
 
 from deepdpm.autoencoder import FeaturesSettings, Kind, Objective, save_weights
 from deepdpm.config import config_folder
+from deepdpm.cores import use_granted_cores
 from deepdpm.data import CodesDataModule, Dataset, Samples, Source
 from deepdpm.data.folders import ImageFolder
 from deepdpm.data.images import Pixels, RawImages
@@ -220,6 +221,7 @@ def pretrain(dataset: Dataset, features: FeaturesSettings, out: Path, seed: int)
         ModelCheckpoint(checkpoint.parent, "last", enable_version_counter=False),
         TQDMProgressBar(),
     ]
+    use_granted_cores()
     trainer = pl.Trainer(
         max_epochs=features.pretrain_epochs,
         callbacks=callbacks,

@@ -20,6 +20,7 @@ from sklearn.utils.validation import check_is_fitted, check_random_state
 from torch import Tensor
 
 from deepdpm.callbacks import Trace
+from deepdpm.cores import use_granted_cores
 from deepdpm.data import CodesDataModule, Dataset, Samples
 from deepdpm.data.samples import make_labels
 from deepdpm.inverse import covariances_of_points, means_of_points
@@ -199,6 +200,7 @@ class DeepDPM(ClusterMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         trace = Trace(None)
         callbacks: list[Any] = [trace, EpochProgress(trace)] if self.verbose else [trace]
         on_device = x_ND.device.type != "cpu"
+        use_granted_cores()
         with quiet_lightning():
             trainer = pl.Trainer(
                 max_epochs=self.max_epochs,

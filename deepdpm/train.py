@@ -133,8 +133,11 @@ class _Job:
         """Check, load, fit, evaluate and write."""
         import pytorch_lightning as pl
 
+        from deepdpm.cores import use_granted_cores
+
         config.check(self.cfg, self.record["overrides"])
         self.memory.begin()
+        use_granted_cores()
         pl.seed_everything(self.cfg.seed, workers=True, verbose=False)
         started = time.perf_counter()
         data = _make_data(self.cfg)
@@ -345,9 +348,8 @@ def make_trainer(
     try:
         return pl.Trainer(**arguments, callbacks=callbacks, logger=logger or False, default_root_dir=folder)
     except (MisconfigurationException, ValueError, TypeError) as error:
-        raise ValueError(
-            f"trainer.lightning is refused by Lightning: {str(error).splitlines()[0]}"
-        ) from error
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"trainer.lightning is refused by Lightning: {reason}") from error
 
 
 def resume_from(ckpt_path: str | None, folder: Path, config_hash: str) -> Path | None:
