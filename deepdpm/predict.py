@@ -119,8 +119,10 @@ _WRITERS: dict[str, Callable[[IO[bytes], Chunks, np.ndarray], None]] = {
 }
 
 
-def predict_file(model: Path, data: str, out: Path, **reading: Any) -> int:
-    """Assign the points of a file and write labels and probabilities; return N.
+def predict_file(model: Path, data: str, out: Path, **reading: Any) -> tuple[int, float]:
+    """Assign the points of a file and write labels and probabilities; return N and the seconds of that.
+
+    The seconds count reading, assigning and writing, not start-up and loading the model.
 
     Of a .npy, .parquet or .csv only some rows are in memory at a time; so are those of a .csv or .parquet
     that is written, while .npz and .npy hold the results until the end.
@@ -141,9 +143,10 @@ def predict_file(model: Path, data: str, out: Path, **reading: Any) -> int:
     cluster_ids_K = module.cluster_ids_K.cpu().numpy()
     with _progress() as progress:
         task = progress.add_task("", total=points.num_points)
+        started = time.perf_counter()
         chunks = predict(module, points.chunks, lambda count: progress.advance(task, count))
         write_atomically(out, lambda file: write(file, chunks, cluster_ids_K))
-        return int(progress.tasks[0].completed)
+        return int(progress.tasks[0].completed), time.perf_counter() - started
 
 
 def _progress() -> Progress:
@@ -179,13 +182,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     reading = {"labels": options.labels, "key": options.key, "header": options.header}
     try:
-        started = time.perf_counter()
-        count = predict_file(options.model, options.data, options.out, **reading)
-        rate = count / (time.perf_counter() - started)
+        count, seconds = predict_file(options.model, options.data, options.out, **reading)
     except (ValueError, OSError) as error:
         print(f"deepdpm-predict: {error}", file=sys.stderr)
         raise SystemExit(1) from None
-    print(f"{count} points assigned, {rate:,.0f} a second: {options.out}")
+    print(f"{count} points assigned, {count / seconds:,.0f} a second: {options.out}")
 
 
 if __name__ == "__main__":

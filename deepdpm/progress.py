@@ -115,14 +115,19 @@ def numbers(row: dict[str, Any]) -> str:
 
 
 def closing_table(result: Mapping[str, Any], folder: Path) -> Table:
-    """Return the table that ends a run: K found, NMI, ARI, ACC, seconds, and where the outputs lie."""
+    """Return the table that ends a run: K found, NMI, ARI, ACC, seconds, and where the outputs lie.
+
+    Without labels, the silhouette and the mean log density of a point stand in for NMI, ARI and ACC.
+    """
     title, caption = f"{result['dataset']}, seed {result['seed']}", f"outputs: {_shortest(folder)}"
     # As wide as the path is long, so that it can be copied whole.
     table = Table(
         title=title, caption=caption, min_width=len(caption), title_justify="left", caption_justify="left"
     )
-    shown = [("K", "num_clusters", "d"), ("NMI", "nmi", ".3f"), ("ARI", "ari", ".3f"), ("ACC", "acc", ".3f")]
-    columns = [*shown, ("seconds", "seconds", ".1f")]
+    scores = [("NMI", "nmi", ".3f"), ("ARI", "ari", ".3f"), ("ACC", "acc", ".3f")]
+    if result["nmi"] is None:
+        scores = [("silhouette", "silhouette", ".3f"), ("log density", "log_likelihood", ".3f")]
+    columns = [("K", "num_clusters", "d"), *scores, ("seconds", "seconds", ".1f")]
     rows = {"train": result}
     if result.get("test"):
         rows["test"] = result["test"]

@@ -348,6 +348,21 @@ def test_sweeps_and_runs_land_where_the_readme_says(train: Callable[..., Any], t
     assert len(list(tmp_path.glob("outputs/synthetic/*/result.json"))) == 1
 
 
+def test_a_run_without_labels_tells_what_needs_none(train: Callable[..., Any], tmp_path: Path) -> None:
+    points = np.random.default_rng(0).normal(size=(200, 2)) + np.repeat([[0.0], [9.0]], 100, 0)
+    np.save(tmp_path / "two blobs.npy", points)
+    ended = train("trainer=debug", "dataset=file", "dataset.path=two blobs.npy", "hydra.run.dir=run")
+    assert ended.status == 0, ended.err
+    assert all(
+        word in ended.out for word in ("two_blobs, seed 0", "silhouette", "log density", "outputs: run")
+    )
+    assert "NMI" not in ended.out
+    result = result_of(tmp_path / "run")
+    assert result["dataset"] == "two_blobs"
+    assert result["nmi"] is None
+    assert f"{result['silhouette']:.3f}" in ended.out
+
+
 def test_a_test_set_is_only_assigned(train: Callable[..., Any], tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     for name, count in (("train", 60), ("test", 20)):
