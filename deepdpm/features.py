@@ -23,6 +23,7 @@ from torch.utils.data import Dataset as TorchDataset
 from torchvision.transforms import functional
 from tqdm.auto import tqdm
 
+from deepdpm.checks import check_least
 from deepdpm.data.files import DataMissingError
 from deepdpm.data.folders import ImageFiles, find_images, read_image, report_broken
 from deepdpm.data.samples import Dataset, Samples
@@ -316,9 +317,7 @@ class FrozenFeatures:
     cache: str = "data/features"
 
     def __post_init__(self) -> None:
-        for key, least in (("image_size", 1), ("batch_size", 1), ("workers", 0)):
-            if getattr(self, key) < least:
-                raise ValueError(f"dataset.{key} must be at least {least}, not {getattr(self, key)}.")
+        check_least(self, "dataset", {"image_size": 1, "batch_size": 1, "workers": 0})
 
     def load(self) -> Dataset:
         """Compute the codes, or read them from the cache."""

@@ -24,6 +24,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.preprocessing import normalize
 from torch import Tensor
 
+from deepdpm.checks import check_least
 from deepdpm.data.files import DataMissingError, cache_root, data_root
 from deepdpm.data.samples import Dataset, Samples
 
@@ -58,9 +59,7 @@ class Reuters:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for key in ("num_documents", "num_terms"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"dataset.{key} must be at least 1, not {getattr(self, key)}.")
+        check_least(self, "dataset", {"num_documents": 1, "num_terms": 1})
 
     def load(self) -> Dataset:
         """Read or build the rows."""
@@ -119,8 +118,7 @@ class TextFolder:
     num_terms: int = 2_000
 
     def __post_init__(self) -> None:
-        if self.num_terms < 1:
-            raise ValueError(f"dataset.num_terms must be at least 1, not {self.num_terms}.")
+        check_least(self, "dataset", {"num_terms": 1})
 
     def load(self) -> Dataset:
         """Read the files and count their terms."""
