@@ -80,7 +80,7 @@ def clusters_by_epoch(table: Table) -> Picture | None:
                     epochs, clusters, where="post", color=colour, alpha=0.75, linewidth=1.3, label=label
                 )
         _true_k_line(axes, table)
-        axes.set(xlabel="epoch", ylabel="clusters K", ylim=(0, None))
+        axes.set(xlabel="epoch", ylabel="clusters K", ylim=(0, 1.08 * axes.dataLim.y1))
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         _legend(axes)
 
@@ -112,7 +112,7 @@ def clusters_by_init_k(table: Table) -> Picture | None:
                 method,
             )
         _true_k_line(axes, table)
-        axes.set(xlabel="init_k", ylabel="final K", ylim=(0, None))
+        axes.set(xlabel="init_k", ylabel="final K", ylim=(0, 1.08 * axes.dataLim.y1))
         _legend(axes)
 
     caption = "Mean and range over seeds. A flat line says that the start does not matter."

@@ -149,7 +149,7 @@ def _history(found: Clustering) -> Shown:
                 continue
             heights = [counts[epochs.index(place)] for place in places]
             axes.scatter(places, heights, marker=marker, color=colour, s=36, zorder=3, label=kind)
-        axes.set(xlabel="epoch", ylabel="clusters K", ylim=(0, None))
+        axes.set(xlabel="epoch", ylabel="clusters K", ylim=(0, 1.08 * axes.dataLim.y1))
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if moves:
