@@ -82,7 +82,7 @@ def test_every_number_of_others_has_its_source(make_run, tmp_path: Path) -> None
     written = markdown(tables)
     for row in (row for table in tables for row in table.rows if row.reference):
         assert row.sources
-        assert f"*{row.title}*{marks(row, sources)} |" in written
+        assert f"\n| *{row.title}*{marks(row, sources)} " in written
     assert all(f"{number}. {source}." in written for number, source in enumerate(sources, 1))
 
 
