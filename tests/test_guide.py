@@ -75,6 +75,13 @@ def test_a_run_that_a_page_names_has_settings_that_are_accepted(page: str, words
     config.check(config.compose(overrides), overrides)
 
 
+def test_the_sweep_of_the_readme_runs(train: Callable[..., Any]) -> None:
+    ((_, words),) = [(page, words) for page, words in TRAIN if page == "README.md" and words[:1] == ["-m"]]
+    overrides = [first_job(override) for override in OverridesParser.create().parse_overrides(words[1:])]
+    ended = train(*overrides, "trainer=debug", "hydra.run.dir=run")
+    assert ended.status == 0, ended.err
+
+
 def test_pages_name_enough_runs() -> None:
     assert len(TRAIN) >= 20
 
