@@ -26,7 +26,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 
-from deepdpm import naming  # noqa: F401, the configuration names folders by its resolvers
+from deepdpm.naming import job_folder, stem
 from deepdpm.schema import schema_of
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -77,6 +77,10 @@ class ExperimentsSearchPath(SearchPathPlugin):
 
 
 Plugins.instance().register(ExperimentsSearchPath)
+
+
+OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
+OmegaConf.register_new_resolver("stem", stem, replace=True)
 
 
 @dataclasses.dataclass

@@ -8,24 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
+from deepdpm.processes import sum_over_processes
 from deepdpm.stats import SufficientStats
-
-
-def sum_over_processes(tensor: Tensor) -> Tensor:
-    """The sum of a tensor over all processes, in place."""
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(tensor)
-    return tensor
-
-
-def share_from_first(tensor: Tensor) -> Tensor:
-    """The tensor of process 0 in all processes, in place."""
-    if dist.is_available() and dist.is_initialized():
-        dist.broadcast(tensor, 0)
-    return tensor
 
 
 @dataclass

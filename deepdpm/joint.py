@@ -23,12 +23,12 @@ from deepdpm.autoencoder import (
     pretraining_loss,
     reconstruction_loss,
 )
-from deepdpm.epoch import share_from_first, sum_over_processes
 from deepdpm.kmeans import MOST_POINTS
 from deepdpm.module import DeepDPMModule, Plain
 from deepdpm.moves import MoveSettings
 from deepdpm.pretraining import encode_rows, noise_generator
 from deepdpm.priors import PriorSettings
+from deepdpm.processes import average_gradients, share_from_first, sum_over_processes
 from deepdpm.settings import ModelSettings, OptimizerSettings, ScheduleSettings, from_plain, to_plain
 from deepdpm.state import Progress, load_random_states, save_random_states
 from deepdpm.stats import SufficientStats
@@ -265,7 +265,7 @@ class JointModule(DeepDPMModule):
         optimizer.zero_grad()
         # DistributedDataParallel wants its one parameter once for each batch.
         self.manual_backward(loss + 0 * self.anchor if part == 0 else loss)
-        self._average_gradients()
+        average_gradients(self.parameters())
         optimizer.step()
         count = torch.full_like(reconstruction, len(x_BD))
         sums_3 = torch.stack([count, reconstruction, regularization]).detach()

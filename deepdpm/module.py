@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from deepdpm import objective, structure
-from deepdpm.epoch import EpochSums, share_from_first, sum_over_processes
+from deepdpm.epoch import EpochSums
 from deepdpm.kmeans import MOST_POINTS
 from deepdpm.mixture import Mixture
 from deepdpm.moves import Move, MoveSettings
@@ -23,6 +23,7 @@ from deepdpm.nets import ClusterNet, SubclusterNets
 from deepdpm.optimizers import let_fall, make_optimizers, step_schedulers
 from deepdpm.prediction import CHUNK, ClusteringModel
 from deepdpm.priors import NormalPrior, PriorSettings
+from deepdpm.processes import average_gradients, share_learned
 from deepdpm.search import search
 from deepdpm.settings import ModelSettings, OptimizerSettings, ScheduleSettings, from_plain, to_plain
 from deepdpm.state import (
@@ -154,7 +155,7 @@ class DeepDPMModule(ClusteringModel):
         self._keep_from_ddp()
 
     def _keep_from_ddp(self) -> None:
-        """Leave DistributedDataParallel no parameter but the anchor: see `_average_gradients`."""
+        """Leave DistributedDataParallel no parameter but the anchor: see `average_gradients`."""
         names = [name for name, _ in self.named_parameters()] + [name for name, _ in self.named_buffers()]
         self._ddp_params_and_buffers_to_ignore = [name for name in names if name != "anchor"]
 
@@ -278,16 +279,9 @@ class DeepDPMModule(ClusteringModel):
         for optimizer in used:
             optimizer.zero_grad()
         self.manual_backward(loss)
-        self._average_gradients()
+        average_gradients(self.parameters())
         for optimizer in used:
             optimizer.step()
-
-    def _average_gradients(self) -> None:
-        """What DistributedDataParallel would do, for parameters that change their shape."""
-        if self.trainer.world_size > 1:
-            for parameter in self.parameters():
-                if parameter.grad is not None:
-                    parameter.grad = sum_over_processes(parameter.grad) / self.trainer.world_size
 
     @torch.no_grad()
     def on_train_epoch_end(self) -> None:
@@ -411,13 +405,7 @@ class DeepDPMModule(ClusteringModel):
         """Give all processes the nets, moments and clusters of process 0, so that they cannot drift apart."""
         if self.trainer.world_size == 1:
             return
-        for tensor in (*self.parameters(), *self.buffers()):
-            share_from_first(tensor.data)
-        for optimizer in self.trainer.optimizers:
-            for state in optimizer.state.values():
-                for name, value in state.items():
-                    if isinstance(value, Tensor):
-                        state[name] = share_from_first(value.to(self.device)).to(value.device)
+        share_learned(self, self.trainer.optimizers)
         shared = self.trainer.strategy.broadcast(self.clusters.to_dict())
         self.state = replace(
             to_device(ClusterState.from_dict(shared), self.device), ids_K=shared["ids_K"].cpu()

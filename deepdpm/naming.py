@@ -1,11 +1,9 @@
-"""The names of runs' folders and of the user's own data sets, as resolvers for the configuration."""
+"""The names of runs' folders and of the user's own data sets; the configuration calls both (`config.py`)."""
 
 import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-
-from omegaconf import OmegaConf
 
 _LONGEST = 100
 
@@ -28,14 +26,10 @@ def job_folder(name: str | None, dataset: str, overrides: Sequence[str]) -> str:
 
 
 def stem(path: str, otherwise: str) -> str:
-    """Return the name of a file or folder without its ending, fit for a folder's name.
+    """Return the name of a file or folder without an ending of letters, fit for a folder's name.
 
     Example:
-        >>> stem("data/my shops.csv", "file"), stem("", "file")
-        ('my_shops', 'file')
+        >>> stem("data/my shops.csv", "file"), stem("codes/v1.2", "embeddings"), stem("", "file")
+        ('my_shops', 'v1.2', 'file')
     """
-    return re.sub(r"[^\w.+-]+", "_", Path(str(path)).stem) or otherwise
-
-
-OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
-OmegaConf.register_new_resolver("stem", stem, replace=True)
+    return re.sub(r"[^\w.-]+", "_", re.sub(r"\.[a-z]+$", "", Path(str(path)).name)) or otherwise

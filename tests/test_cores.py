@@ -1,3 +1,5 @@
+"""Threads of torch and the cores that are granted."""
+
 import joblib
 import pytest
 import torch

@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from matplotlib.animation import PillowWriter
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse
+from PIL import Image
 from pytorch_lightning.callbacks import Checkpoint
 from torch import Tensor
 
@@ -31,7 +32,8 @@ from deepdpm.report.single import cluster_colours
 
 Edges = tuple[float, float, float, float]
 _COLOURS = cluster_colours(200)
-_GRID, _HELD, _PER_SECOND, _SHOWN = 160, 4, 6, 2500
+_GRID, _SHOWN = 160, 2500
+_HELD, _MILLISECONDS, _GIF_COLOURS = 4, 170, 64
 
 # The published moves, early and often: one can watch K grow, where the default search finds it in one step.
 SETTINGS: dict[str, Any] = {
@@ -111,21 +113,38 @@ def animate(path: Path, dataset: Dataset, epochs: int, seed: int = 0) -> list[Fr
     assert dataset.train.labels is not None
     frames, edges = record(dataset, epochs, seed)
     x_N2, truth_N = dataset.train.x[:_SHOWN].numpy(), dataset.train.labels[:_SHOWN].numpy()
-    figure = Figure(figsize=(7.2, 3.8), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    writer = PillowWriter(fps=_PER_SECOND)
+    figure = Figure(figsize=(7.2, 3.8), dpi=80, layout="constrained")
+    canvas, panels = FigureCanvasAgg(figure), figure.subplots(1, 2)
+    pictures, milliseconds = [], []
+    for frame in frames:
+        draw(figure, panels, frame, x_N2, truth_N, edges)
+        canvas.draw()
+        pictures.append(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB"))
+        milliseconds.append(_MILLISECONDS * (_HELD if frame.moves or frame is frames[-1] else 1))
     path.parent.mkdir(parents=True, exist_ok=True)
-    with writer.saving(figure, str(path), dpi=80):
-        for frame in frames:
-            draw(figure, (left, right), frame, x_N2, truth_N, edges)
-            for _ in range(_HELD if frame.moves or frame is frames[-1] else 1):
-                writer.grab_frame()
+    save_gif(path, pictures, milliseconds)
     return frames
+
+
+def save_gif(path: Path, pictures: Sequence[Image.Image], milliseconds: Sequence[int]) -> None:
+    """Write pictures of one size as a GIF, each shown for its time.
+
+    All have the same few colours, so that the file holds no more of a frame than what has changed in it.
+    """
+    width, height = pictures[0].size
+    all_below = Image.new("RGB", (width, height * len(pictures)))
+    for row, picture in enumerate(pictures):
+        all_below.paste(picture, (0, row * height))
+    palette = all_below.quantize(_GIF_COLOURS)
+    reduced = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
+    reduced[0].save(
+        path, save_all=True, append_images=reduced[1:], duration=list(milliseconds), loop=0, optimize=True
+    )
 
 
 def draw(
     figure: Figure,
-    panels: tuple[Axes, Axes],
+    panels: Sequence[Axes],
     frame: Frame,
     x_N2: np.ndarray,
     truth_N: np.ndarray,

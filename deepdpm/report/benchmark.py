@@ -31,6 +31,8 @@ _SCORES = {"num_clusters": "K", "nmi": "NMI", "ari": "ARI", "acc": "ACC"}
 _MEMORY = {"fit_memory_mb": "Fit, MB", "peak_memory_mb": "Peak, MB"}
 _GROWTH = {"points": ("num_points", "N"), "dimensions": ("num_dims", "D"), "clusters": ("classes", "K")}
 _BOUNDS = {"points": "1 is linear", "dimensions": "2 is quadratic", "clusters": "1 is linear"}
+# Columns of words, the others hold numbers.
+_WORDS = ("Set", "Method", "Phase", "Growth", "Runs", "", "Command")
 _START_UPS = {
     "import scikit-learn": ["-c", "import sklearn.cluster, sklearn.mixture"],
     "import DeepDPM": ["-c", "from deepdpm import DeepDPM; DeepDPM()"],
@@ -243,9 +245,6 @@ def _number(metric: str, value: float) -> str:
         return "–"
     small = metric == "seconds" and abs(value) < 10
     return f"{value:.2f}" if small else number(metric, value)
-
-
-_WORDS = ("Set", "Method", "Phase", "Growth", "Runs", "", "Command")
 
 
 def markdown(table: pd.DataFrame) -> str:

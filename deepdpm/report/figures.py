@@ -80,7 +80,7 @@ def clusters_by_epoch(table: Table) -> Picture | None:
                     epochs, clusters, where="post", color=colour, alpha=0.75, linewidth=1.3, label=label
                 )
         _true_k_line(axes, table)
-        axes.set(xlabel="epoch", ylabel="clusters K", ylim=(0, 1.08 * axes.dataLim.y1))
+        axes.set(xlabel="epoch", ylabel="clusters K", ylim=from_zero(axes))
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         _legend(axes)
 
@@ -112,7 +112,7 @@ def clusters_by_init_k(table: Table) -> Picture | None:
                 method,
             )
         _true_k_line(axes, table)
-        axes.set(xlabel="init_k", ylabel="final K", ylim=(0, 1.08 * axes.dataLim.y1))
+        axes.set(xlabel="init_k", ylabel="final K", ylim=from_zero(axes))
         _legend(axes)
 
     caption = "Mean and range over seeds. A flat line says that the start does not matter."
@@ -229,6 +229,11 @@ def _picture(table: Table, name: str, title: str, caption: str, draw: Callable[[
     figure = Figure(figsize=(6.4, 4.0))
     draw(figure.subplots())
     return Picture(table.key, name, title, caption, to_svg(figure, name))
+
+
+def from_zero(axes: Axes) -> tuple[float, float]:
+    """Return limits from 0 to a little above the highest point drawn so far."""
+    return 0.0, 1.08 * axes.dataLim.y1
 
 
 def to_svg(figure: Figure, name: str) -> str:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from deepdpm.report.clustering import Clustering, Event, events, read_run
 from deepdpm.report.diagnosis import diagnose
-from deepdpm.report.figures import INK, STYLE, to_svg
+from deepdpm.report.figures import INK, STYLE, from_zero, to_svg
 from deepdpm.results import write_atomically
 
 _POINTS_SHOWN, _MEMBERS, _MOST_LANES, _MOST_CELLS = 4000, 8, 60, 60
@@ -149,7 +149,7 @@ def _history(found: Clustering) -> Shown:
                 continue
             heights = [counts[epochs.index(place)] for place in places]
             axes.scatter(places, heights, marker=marker, color=colour, s=36, zorder=3, label=kind)
-        axes.set(xlabel="epoch", ylabel="clusters K", ylim=(0, 1.08 * axes.dataLim.y1))
+        axes.set(xlabel="epoch", ylabel="clusters K", ylim=from_zero(axes))
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if moves:
