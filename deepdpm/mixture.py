@@ -16,7 +16,7 @@ from deepdpm.linalg import cholesky
 from deepdpm.priors import NormalPrior
 from deepdpm.stats import SufficientStats
 
-_CHUNK_ELEMENTS = 16_000_000
+_CHUNK_ELEMENTS = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class Mixture:
         for start in range(0, x_ND.shape[0], step):
             x_BD = (x_ND[start : start + step] - centre_D).float()
             white_BKD = torch.addmm(offset_E, x_BD, stacked_DE).view(-1, num_clusters, num_dims)
-            out_NK[start : start + step] = log_scale_K - 0.5 * white_BKD.square().sum(2)
+            out_NK[start : start + step] = log_scale_K - 0.5 * white_BKD.square_().sum(2)
         return out_NK
 
     def log_prob(self, x_ND: Tensor) -> Tensor:

@@ -357,16 +357,20 @@ class DeepDPMModule(ClusteringModel):
         moves, first = self.moves, self.progress.num_searches == 0
         while True:
             sample_ME = self._sample(moves.sample_size, self.device)
+            can_double = first and len(sample_ME) < len(self._train_points())
             found: tuple[Tensor, NormalPrior] | None = None
             if self.trainer.is_global_zero:
-                labels_M = structure.mixture_labels(self.clusters.mixture, sample_ME)
-                found = search(sample_ME, labels_M, self.clusters.prior, moves, self.coins, first)
+                labels_M, prior = (
+                    structure.mixture_labels(self.clusters.mixture, sample_ME),
+                    self.clusters.prior,
+                )
+                found = search(sample_ME, labels_M, prior, moves, self.coins, first, can_double)
             if self.trainer.world_size > 1:
                 found = self.trainer.strategy.broadcast(found)
             assert found is not None
             labels_M, prior = found
             crowded = 2 * (int(labels_M.max()) + 1) > moves.seeds
-            if not (first and crowded and len(sample_ME) < len(self._train_points())):
+            if not (crowded and can_double):
                 return sample_ME, labels_M.to(self.device), to_device(prior, self.device)
             moves = replace(moves, seeds=2 * moves.seeds, sample_size=2 * moves.sample_size)
 

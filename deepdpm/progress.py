@@ -1,5 +1,6 @@
 """What a person sees of a run: a bar over the epochs, each move as a line above it, one table at its end."""
 
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from rich.table import Table
 from deepdpm.callbacks import Trace
 
 _LINES_WITHOUT_TERMINAL = 10
+_LONGEST_LINE = 300
 
 
 class EpochProgress(Checkpoint):
@@ -62,7 +64,8 @@ class EpochProgress(Checkpoint):
             return
         row = self.trace.rows[-1]
         if row["moves"]:
-            self.console.print(f"epoch {row['epoch']}: {row['moves']}", markup=False)
+            moves = textwrap.shorten(row["moves"], _LONGEST_LINE, placeholder=" ...")
+            self.console.print(f"epoch {row['epoch']}: {moves}", markup=False)
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=row["epoch"] + 1, numbers=numbers(row))
         elif self._is_due(trainer, row["epoch"]):

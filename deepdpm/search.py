@@ -15,6 +15,7 @@ Legend: M points, D dimensions, K clusters, P pairs.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -33,6 +34,7 @@ _POINTS_PER_SEED = 8
 _FIT_EVERY = 5
 _SHARED = 3
 _MOST_ROUNDS = 60
+_CROWDED = 0.9
 _SATELLITE_POINTS = 0.2
 _SATELLITE_RADIUS = 0.4
 _SATELLITE_REACH = 4.0
@@ -57,6 +59,10 @@ class Partition:
         """Statistics of the hard labels."""
         return SufficientStats.from_labels(self.x_MD, self.labels_M, self.num_clusters)
 
+    def entropy(self) -> float:
+        """Of the labels, in nats."""
+        return float(torch.special.entr(torch.bincount(self.labels_M) / len(self.labels_M)).sum())
+
 
 def search(
     x_MD: Tensor,
@@ -65,11 +71,13 @@ def search(
     settings: MoveSettings,
     generator: torch.Generator,
     first: bool = True,
+    can_double: bool = False,
 ) -> tuple[Tensor, NormalPrior]:
     """New labels (M,) 0..K-1 of a sample, and the prior refitted to them.
 
     The first call looks for the whole structure, whatever the labels that it is given; later calls start from
-    them, and offer each cluster one split, or each pair of neighbours one merge.
+    them, and offer each cluster one split, or each pair of neighbours one merge. Who can double the sample
+    and the centres says so: where evidence merges hardly any centres, a first call gives these at once.
 
     >>> x_MD = torch.cat([torch.randn(200, 2), torch.randn(200, 2) + 9])
     >>> from deepdpm.priors import PriorSettings
@@ -87,11 +95,15 @@ def search(
         start = [expectation_maximisation(x_MD[row], labels_M[row], prior, 2) for row in rows]
         found = _revised(start, settings)
         return found.labels_M, found.prior
-    step = [finest(x_MD[row], prior, settings, generator) for row in rows]
-    found, best = step[0], _agreement(step, settings.caution)
+    found = finest(x_MD, prior, settings, generator)
+    if can_double and found.num_clusters > _CROWDED * settings.seeds:
+        return found.labels_M, found.prior
+    step = [found] + [finest(x_MD[row], prior, settings, generator) for row in rows[1:]]
+    best = _agreement(step, settings.caution)
     allowance = settings.tolerance / found.num_clusters
     for threshold in settings.valleys:
-        step = [coarsened(partition, threshold) for partition in step]
+        least = _least_entropy(step, best - allowance)
+        step = [coarsened(partition, threshold, least) for partition in step]
         score = _agreement(step, settings.caution)
         if score > best:
             best, allowance = score, settings.tolerance / step[0].num_clusters
@@ -123,6 +135,20 @@ def _agreement(partitions: Sequence[Partition], caution: float) -> float:
         joint, of_b, of_a = (float(entropy) for entropy in entropies)
         scores.append(of_a + of_b - joint - caution * (2 * joint - of_a - of_b))
     return sum(scores) / len(scores) if scores else 0.0
+
+
+def _least_entropy(partitions: Sequence[Partition], score: float) -> float:
+    """The entropy that each partition needs, in nats, if merges are to leave their agreement at `score`.
+
+    Two partitions tell of each other no more than the entropy of either: `I(a; b) <= min(H(a), H(b))`. One
+    partition takes part in n - 1 pairs; the others have at most the highest entropy, for merges add none.
+    """
+    touching = len(partitions) - 1
+    if touching == 0:
+        return -math.inf
+    others = touching * (touching - 1) / 2
+    highest = max(partition.entropy() for partition in partitions)
+    return ((touching + others) * score - others * highest) / touching
 
 
 def expectation_maximisation(x_MD: Tensor, labels_M: Tensor, prior: NormalPrior, iters: int) -> Partition:
@@ -213,14 +239,14 @@ def neighbours(partition: Partition) -> Tensor:
     return torch.stack([own_KC, partners_KC], 2).reshape(-1, 2).sort(1).values.unique(dim=0)
 
 
-def coarsened(found: Partition, threshold: float) -> Partition:
+def coarsened(found: Partition, threshold: float, least_entropy: float = -math.inf) -> Partition:
     """The partition after merges of all neighbours whose valley is above `threshold` of the lower peak.
 
     Half of the merges that don't touch each other are made in each round, those first that lose the least
-    evidence a point; then EM.
+    evidence a point; then EM. It ends as soon as the entropy of the labels is below the least.
     """
     for _ in range(_MOST_ROUNDS):
-        if found.num_clusters < 2:
+        if found.num_clusters < 2 or found.entropy() < least_entropy:
             break
         stats, pairs_P2 = found.stats(), neighbours(found)
         ratio_P = valley_ratios(found.x_MD, found.labels_M, stats, found.mixture, pairs_P2)

@@ -1,6 +1,6 @@
 """Sufficient statistics of weighted sets of points: all that the mixture, the priors and the moves ever see.
 
-Legend: N points, D dimensions, K sets (clusters or subclusters), T = D (D + 1) / 2 entries of a triangle.
+Legend: N points, D dimensions, K sets (clusters or subclusters), B points of a chunk.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_CHUNK_ELEMENTS = 8_000_000
+_CHUNK_ELEMENTS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -48,24 +48,26 @@ class SufficientStats:
     def from_weights(cls, x_ND: Tensor, weights_NK: Tensor) -> SufficientStats:
         """Statistics of the K sets in which point i has weight `weights_NK[i, k]`.
 
-        One matrix product over the triangle of x x^T: N K D^2 multiplications, in chunks of bounded memory.
+        One matrix product, 2 N K D^2 operations, in chunks that stay in a processor's cache: of the weights
+        and x x^T, or of r x and x, whichever is smaller.
         """
         num_points, num_dims = x_ND.shape
         num_clusters = weights_NK.shape[1]
-        rows_T, columns_T = torch.triu_indices(num_dims, num_dims, device=x_ND.device)
         count_K = torch.zeros(num_clusters, dtype=torch.float64, device=x_ND.device)
         sum_KD = torch.zeros(num_clusters, num_dims, dtype=torch.float64, device=x_ND.device)
-        triangle_KT = torch.zeros(num_clusters, rows_T.numel(), dtype=torch.float64, device=x_ND.device)
-        step = max(1, _CHUNK_ELEMENTS // rows_T.numel())
+        outer_KDD = torch.zeros(num_clusters, num_dims, num_dims, dtype=torch.float64, device=x_ND.device)
+        step = max(1, _CHUNK_ELEMENTS // (min(num_clusters, num_dims) * num_dims))
         for start in range(0, num_points, step):
             x_BD = x_ND[start : start + step].double()
-            weights_KB = weights_NK[start : start + step].double().T
-            count_K += weights_KB.sum(1)
-            sum_KD += weights_KB @ x_BD
-            triangle_KT += weights_KB @ (x_BD[:, rows_T] * x_BD[:, columns_T])
-        outer_KDD = torch.empty(num_clusters, num_dims, num_dims, dtype=torch.float64, device=x_ND.device)
-        outer_KDD[:, rows_T, columns_T] = triangle_KT
-        outer_KDD[:, columns_T, rows_T] = triangle_KT
+            weights_BK = weights_NK[start : start + step].double()
+            count_K += weights_BK.sum(0)
+            sum_KD += weights_BK.T @ x_BD
+            if num_dims < num_clusters:
+                product = weights_BK.T @ (x_BD[:, :, None] * x_BD[:, None, :]).flatten(1)
+            else:
+                product = (weights_BK[:, :, None] * x_BD[:, None, :]).flatten(1).T @ x_BD
+            outer_KDD += product.view_as(outer_KDD)
+        outer_KDD = (outer_KDD + outer_KDD.mT) / 2
         return cls(count_K, sum_KD, outer_KDD)
 
     @classmethod

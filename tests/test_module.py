@@ -86,6 +86,7 @@ def stand_in(labels_of: Callable[[Tensor], Tensor]) -> Callable[..., tuple[Tenso
         settings: MoveSettings,
         generator: Any,
         first: bool,
+        can_double: bool = False,
     ) -> tuple[Tensor, NormalPrior]:
         new_M = labels_of(x_MD).unique(return_inverse=True)[1]
         stats = SufficientStats.from_labels(x_MD, new_M, int(new_M.max()) + 1)

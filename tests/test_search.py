@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import deepdpm.search as search_module
 from deepdpm.metrics import evaluate
 from deepdpm.moves import MoveSettings
 from deepdpm.priors import NormalPrior, PriorSettings
@@ -70,6 +71,34 @@ def test_overlapping_gaussians_come_back_from_the_halves_and_stay() -> None:
     centres_MD = 3.4 * torch.stack([truth_M % 3, truth_M // 3], 1)
     x_MD = centres_MD + torch.randn(3600, 2, generator=generator)
     assert found(x_MD)[0].max().item() + 1 == 9
+
+
+def test_giving_up_what_cannot_be_believed_any_more_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Lines of clusters in a haze: the deeper valleys join all of them, one by one.
+    blobs_MD, _ = blobs(30, 2, 60)
+    haze_MD = 45 * torch.rand(600, 2, generator=torch.Generator().manual_seed(2))
+    x_MD = torch.cat([blobs_MD, haze_MD])
+    merged, merges = "deepdpm.search._merged", []
+    counted = search_module._merged
+    monkeypatch.setattr(merged, lambda *args, **kwargs: (merges.append(1), counted(*args, **kwargs))[1])
+    early_M, early = found(x_MD)[0], len(merges)
+    monkeypatch.setattr("deepdpm.search._least_entropy", lambda *_: -float("inf"))
+    assert torch.equal(found(x_MD)[0], early_M)
+    assert early < len(merges) - early
+
+
+def test_a_search_that_can_double_its_sample_gives_up_where_every_centre_is_a_cluster() -> None:
+    x_MD, truth_M = blobs(30, 2, 60)
+    one_M = torch.zeros(len(x_MD), dtype=torch.long)
+    prior = PriorSettings().make(SufficientStats.from_labels(x_MD, one_M, 1))
+    crowded_M, enough_M = (
+        search(
+            x_MD, one_M, prior, MoveSettings(seeds=seeds), torch.Generator().manual_seed(0), can_double=True
+        )[0]
+        for seeds in (8, 128)
+    )
+    assert crowded_M.max().item() + 1 == 8
+    assert evaluate(truth_M, enough_M)["acc"] > 0.99
 
 
 def test_the_same_coins_give_the_same_clusters() -> None:

@@ -38,8 +38,9 @@ def assert_equal(a: SufficientStats, b: SufficientStats) -> None:
     torch.testing.assert_close(a.outer_KDD, b.outer_KDD)
 
 
-def test_soft_sets_are_the_loop(x_ND: Tensor) -> None:
-    weights_NK = torch.rand(N, K)
+@pytest.mark.parametrize("num_sets", [1, D, K])
+def test_soft_sets_are_the_loop(x_ND: Tensor, num_sets: int) -> None:
+    weights_NK = torch.rand(N, num_sets)
     assert_equal(SufficientStats.from_weights(x_ND, weights_NK), loop(x_ND, weights_NK))
 
 
