@@ -360,11 +360,9 @@ class DeepDPMModule(ClusteringModel):
             can_double = first and len(sample_ME) < len(self._train_points())
             found: tuple[Tensor, NormalPrior] | None = None
             if self.trainer.is_global_zero:
-                labels_M, prior = (
-                    structure.mixture_labels(self.clusters.mixture, sample_ME),
-                    self.clusters.prior,
-                )
-                found = search(sample_ME, labels_M, prior, moves, self.coins, first, can_double)
+                clusters = self.clusters
+                labels_M = structure.mixture_labels(clusters.mixture, sample_ME)
+                found = search(sample_ME, labels_M, clusters.prior, moves, self.coins, first, can_double)
             if self.trainer.world_size > 1:
                 found = self.trainer.strategy.broadcast(found)
             assert found is not None

@@ -22,7 +22,7 @@ def share_from_first(tensor: Tensor) -> Tensor:
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """The mean of each gradient over all processes, in place.
+    """The mean of each parameter's gradient (of any shape) over all processes, in place.
 
     What DistributedDataParallel would do, for parameters that change their shape.
     """

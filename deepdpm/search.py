@@ -34,6 +34,7 @@ _POINTS_PER_SEED = 8
 _FIT_EVERY = 5
 _SHARED = 3
 _MOST_ROUNDS = 60
+# Of the centres: so many clusters before any merge by density are taken as a sign that centres are too few.
 _CROWDED = 0.9
 _SATELLITE_POINTS = 0.2
 _SATELLITE_RADIUS = 0.4
@@ -73,7 +74,7 @@ def search(
     first: bool = True,
     can_double: bool = False,
 ) -> tuple[Tensor, NormalPrior]:
-    """New labels (M,) 0..K-1 of a sample, and the prior refitted to them.
+    """New labels (M,) 0..K-1 of a sample x (M, D), and the prior refitted to them.
 
     The first call looks for the whole structure, whatever the labels that it is given; later calls start from
     them, and offer each cluster one split, or each pair of neighbours one merge. Who can double the sample
@@ -239,7 +240,7 @@ def neighbours(partition: Partition) -> Tensor:
     return torch.stack([own_KC, partners_KC], 2).reshape(-1, 2).sort(1).values.unique(dim=0)
 
 
-def coarsened(found: Partition, threshold: float, least_entropy: float = -math.inf) -> Partition:
+def coarsened(found: Partition, threshold: float, least_entropy: float) -> Partition:
     """The partition after merges of all neighbours whose valley is above `threshold` of the lower peak.
 
     Half of the merges that don't touch each other are made in each round, those first that lose the least

@@ -50,6 +50,8 @@ class SufficientStats:
 
         One matrix product, 2 N K D^2 operations, in chunks that stay in a processor's cache: of the weights
         and x x^T, or of r x and x, whichever is smaller.
+
+        Shapes: x (N, D), weights (N, K).
         """
         num_points, num_dims = x_ND.shape
         num_clusters = weights_NK.shape[1]
