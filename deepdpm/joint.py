@@ -26,11 +26,11 @@ from deepdpm.autoencoder import (
 from deepdpm.kmeans import MOST_POINTS
 from deepdpm.module import DeepDPMModule, Plain
 from deepdpm.moves import MoveSettings
-from deepdpm.pretraining import encode_rows, noise_generator
+from deepdpm.pretraining import encode_rows
 from deepdpm.priors import PriorSettings
 from deepdpm.processes import average_gradients, share_from_first, sum_over_processes
 from deepdpm.settings import ModelSettings, OptimizerSettings, ScheduleSettings, from_plain, to_plain
-from deepdpm.state import Progress, load_random_states, save_random_states
+from deepdpm.state import Progress, generator_at, load_random_states, save_random_states
 from deepdpm.stats import SufficientStats
 
 TRACE_COLUMNS = ("phase", "alternation", "reconstruction_loss", "regularization_loss")
@@ -208,7 +208,7 @@ class JointModule(DeepDPMModule):
             centres_KE = restart.transformed_centres(self.transform, raw_KL)
             self._build_nets(self.transform.num_dims, old.num_clusters)
             self.cluster_net.to(device), self.subcluster_nets.to(device)
-        sample_ME = self._sample(MOST_POINTS, device)
+        sample_ME = self._sample(MOST_POINTS, device, self.generator)
         scale = len(self._train_points()) / len(sample_ME)
         empirical = self.prior_settings.scale == "empirical"
         basis = self._total(device) if empirical or not keeps_centres else restart.as_one_set(centres_KE)
@@ -250,7 +250,7 @@ class JointModule(DeepDPMModule):
 
     def _autoencoder_step(self, x_BD: Tensor, index_B: Tensor, batch_idx: int, part: int) -> None:
         if self.phase.kind == "pretrain":
-            generator = noise_generator(self.seed, self.epoch, batch_idx, part)
+            generator = generator_at(self.seed, self.epoch, batch_idx, part)
             loss, reconstruction = pretraining_loss(
                 self.autoencoder, x_BD, self.model.features, self.image_shape, generator
             )

@@ -9,6 +9,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -24,12 +25,13 @@ from deepdpm.optimizers import let_fall, make_optimizers, step_schedulers
 from deepdpm.prediction import CHUNK, ClusteringModel
 from deepdpm.priors import NormalPrior, PriorSettings
 from deepdpm.processes import average_gradients, share_learned
-from deepdpm.search import search
+from deepdpm.search import revise, search
 from deepdpm.settings import ModelSettings, OptimizerSettings, ScheduleSettings, from_plain, to_plain
 from deepdpm.state import (
     ClusterState,
     Progress,
     fit_subclusters,
+    generator_at,
     load_random_states,
     save_random_states,
     to_device,
@@ -89,7 +91,7 @@ class DeepDPMModule(ClusteringModel):
                 "num_dims": num_dims,
             }
         )
-        # Draws of starts, samples and fresh rows; and, apart from them, the coins of moves.
+        # Draws of starts, samples and fresh rows; and, apart from them, the coins of published moves.
         self.generator = torch.Generator().manual_seed(seed)
         self.coins = torch.Generator().manual_seed(seed + 1)
         self.extra_numbers: dict[str, Any] = {}
@@ -129,13 +131,13 @@ class DeepDPMModule(ClusteringModel):
         for x_BD in x_ND.split(CHUNK):
             yield x_BD.to(device).flatten(1)
 
-    def _sample(self, most: int, device: torch.device) -> Tensor:
+    def _sample(self, most: int, device: torch.device, generator: torch.Generator) -> Tensor:
         """Transformed codes (M, E) of at most so many random training points."""
         x_ND = self._train_points()
         if len(x_ND) <= most:
             index_M = torch.arange(len(x_ND))
         else:
-            index_M = torch.randperm(len(x_ND), generator=self.generator)[:most].sort().values
+            index_M = torch.randperm(len(x_ND), generator=generator)[:most].sort().values
         parts = [x_ND[index_B.to(x_ND.device)].to(device) for index_B in index_M.split(CHUNK)]
         with torch.no_grad():
             return torch.cat([self.transform(x_BD.flatten(1)) for x_BD in parts])
@@ -168,10 +170,11 @@ class DeepDPMModule(ClusteringModel):
         self.state = structure.start_clusters(
             self.prior_settings.make(self._total(device), earlier_clusterings),
             structure.Learners(self.cluster_net, self.subcluster_nets),
-            self._sample(MOST_POINTS, device),
+            self._sample(MOST_POINTS, device, self.generator),
             len(self._train_points()),
             self.model,
             self.generator,
+            fits_prior=self.moves.kind == "published",
         )
 
     def _fit_transform(self, device: torch.device) -> None:
@@ -343,6 +346,7 @@ class DeepDPMModule(ClusteringModel):
                 len(self._train_points()),
                 self.model.init_subclusters,
                 self.generator,
+                first=self.progress.num_searches == 0,
             )
             self.moves_of_epoch = list(moves)
             self.progress.num_searches += 1
@@ -351,26 +355,25 @@ class DeepDPMModule(ClusteringModel):
     def _search(self) -> tuple[Tensor, Tensor, NormalPrior]:
         """A sample (M, E), its labels (M,) and the prior, as process 0 finds them.
 
-        Twice the sample and the starting centres are taken for as long as more than half of the centres have
-        become clusters of their own.
+        Chance is a pure function of the seed and of the searches so far, whatever the clusters that it starts
+        from: so the first search finds the same from any of them.
         """
-        moves, first = self.moves, self.progress.num_searches == 0
-        while True:
-            sample_ME = self._sample(moves.sample_size, self.device)
-            can_double = first and len(sample_ME) < len(self._train_points())
-            found: tuple[Tensor, NormalPrior] | None = None
-            if self.trainer.is_global_zero:
-                clusters = self.clusters
+        found: tuple[Tensor, Tensor, NormalPrior] | None = None
+        if self.trainer.is_global_zero:
+            clusters, moves = self.clusters, self.moves
+            generator = generator_at(self.seed, self.progress.num_searches)
+            if self.progress.num_searches == 0:
+                draw = partial(self._sample, device=self.device, generator=generator)
+                found = search(draw, len(self._train_points()), clusters.prior, moves, generator)
+            else:
+                sample_ME = self._sample(moves.sample_size, self.device, generator)
                 labels_M = structure.mixture_labels(clusters.mixture, sample_ME)
-                found = search(sample_ME, labels_M, clusters.prior, moves, self.coins, first, can_double)
-            if self.trainer.world_size > 1:
-                found = self.trainer.strategy.broadcast(found)
-            assert found is not None
-            labels_M, prior = found
-            crowded = 2 * (int(labels_M.max()) + 1) > moves.seeds
-            if not (crowded and can_double):
-                return sample_ME, labels_M.to(self.device), to_device(prior, self.device)
-            moves = replace(moves, seeds=2 * moves.seeds, sample_size=2 * moves.sample_size)
+                found = sample_ME, *revise(sample_ME, labels_M, clusters.prior, moves, generator)
+        if self.trainer.world_size > 1:
+            found = self.trainer.strategy.broadcast(found)
+        assert found is not None
+        sample_ME, labels_M, prior = found
+        return sample_ME.to(self.device), labels_M.to(self.device), to_device(prior, self.device)
 
     def _published_moves(self) -> None:
         split, merge = self.schedule.published_moves(self.clustering_epoch)
@@ -392,7 +395,7 @@ class DeepDPMModule(ClusteringModel):
 
     def _renew_subclusters(self, fresh_K: Tensor) -> None:
         """Start the subclusters of fresh clusters (K,) anew, from what the mixture takes of a sample."""
-        sample_ME = self._sample(self.moves.sample_size, self.device)
+        sample_ME = self._sample(self.moves.sample_size, self.device, self.generator)
         self.state = structure.renew_subclusters(
             self.clusters,
             sample_ME,

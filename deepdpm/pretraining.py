@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor
 
 from deepdpm.autoencoder import Autoencoder, FeaturesSettings, build_autoencoder, pretraining_loss
+from deepdpm.state import generator_at
 
 
 class Pretraining(pl.LightningModule):
@@ -53,7 +53,7 @@ class Pretraining(pl.LightningModule):
         x_BD, _ = batch
         if len(x_BD) < 2:
             return
-        generator = noise_generator(self.seed, self.current_epoch, batch_index)
+        generator = generator_at(self.seed, self.current_epoch, batch_index)
         loss, reconstruction = pretraining_loss(
             self.autoencoder, x_BD, self.features, self.image_shape, generator
         )
@@ -75,11 +75,6 @@ class Pretraining(pl.LightningModule):
             weight_decay=self.features.weight_decay,
             fused=True,  # a third of a step's time on a CPU otherwise
         )
-
-
-def noise_generator(*place: int) -> torch.Generator:
-    """Give the generator of a batch's noise, as a pure function of seed, epoch, batch and the like."""
-    return torch.Generator().manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
 
 
 @torch.inference_mode()

@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -34,8 +34,10 @@ _POINTS_PER_SEED = 8
 _FIT_EVERY = 5
 _SHARED = 3
 _MOST_ROUNDS = 60
-# Of the centres: so many clusters before any merge by density are taken as a sign that centres are too few.
+# Of the centres. With more clusters than the first share before any merge by density, or than the second after
+# them, true clusters are likely to have shared a centre; the first only saves the time of finding out.
 _CROWDED = 0.9
+_SPARSE = 0.5
 _SATELLITE_POINTS = 0.2
 _SATELLITE_RADIUS = 0.4
 _SATELLITE_REACH = 4.0
@@ -66,39 +68,70 @@ class Partition:
 
 
 def search(
-    x_MD: Tensor,
-    labels_M: Tensor,
+    draw: Callable[[int], Tensor],
+    num_points: int,
     prior: NormalPrior,
     settings: MoveSettings,
     generator: torch.Generator,
-    first: bool = True,
-    can_double: bool = False,
-) -> tuple[Tensor, NormalPrior]:
-    """New labels (M,) 0..K-1 of a sample x (M, D), and the prior refitted to them.
+) -> tuple[Tensor, Tensor, NormalPrior]:
+    """A sample x (M, D) in which the whole structure was found, its labels (M,) 0..K-1 and the prior they gave.
 
-    The first call looks for the whole structure, whatever the labels that it is given; later calls start from
-    them, and offer each cluster one split, or each pair of neighbours one merge. Who can double the sample
-    and the centres says so: where evidence merges hardly any centres, a first call gives these at once.
+    `draw` gives a sample of at most so many of all points. Centres and sample are doubled for as long as the
+    centres turn out to be too few.
+
+    >>> x_ND = torch.cat([torch.randn(200, 2), torch.randn(200, 2) + 9])
+    >>> from deepdpm.priors import PriorSettings
+    >>> prior = PriorSettings().make(SufficientStats.from_weights(x_ND, torch.ones(400, 1)))
+    >>> coins = torch.Generator().manual_seed(0)
+    >>> _, labels_M, _ = search(lambda most: x_ND[:most], 400, prior, MoveSettings(), coins)
+    >>> labels_M.max().item()
+    1
+    """
+    while True:
+        x_MD = draw(settings.sample_size)
+        can_double = len(x_MD) < num_points
+        found = _believed(x_MD, prior, settings, generator, can_double)
+        if not can_double or (found is not None and found.num_clusters <= _SPARSE * settings.seeds):
+            assert found is not None
+            return x_MD, found.labels_M, found.prior
+        settings = replace(settings, seeds=2 * settings.seeds, sample_size=2 * settings.sample_size)
+
+
+def revise(
+    x_MD: Tensor, labels_M: Tensor, prior: NormalPrior, settings: MoveSettings, generator: torch.Generator
+) -> tuple[Tensor, NormalPrior]:
+    """Labels (M,) 0..K-1 of a sample x (M, D) after one split of each cluster, or merges, and the prior.
+
+    Without a split or merge that the halves of the sample agree on, the clusters stay what they are.
 
     >>> x_MD = torch.cat([torch.randn(200, 2), torch.randn(200, 2) + 9])
     >>> from deepdpm.priors import PriorSettings
     >>> one_M = torch.zeros(400, dtype=torch.long)
     >>> prior = PriorSettings().make(SufficientStats.from_labels(x_MD, one_M, 1))
-    >>> search(x_MD, one_M, prior, MoveSettings(), torch.Generator().manual_seed(0))[0].max().item()
+    >>> revise(x_MD, one_M, prior, MoveSettings(), torch.Generator().manual_seed(0))[0].max().item()
     1
     """
+    rows = _halves(x_MD, settings, generator)
+    found = _revised([expectation_maximisation(x_MD[row], labels_M[row], prior, 2) for row in rows], settings)
+    return found.labels_M, found.prior
+
+
+def _halves(x_MD: Tensor, settings: MoveSettings, generator: torch.Generator) -> list[Tensor]:
+    """The rows of the sample, and of its halves if these are large enough."""
     order_M = torch.randperm(len(x_MD), generator=generator, device=generator.device).to(x_MD.device)
     half = len(x_MD) // 2
     rows = [torch.arange(len(x_MD), device=x_MD.device)]
-    if half >= settings.min_half:
-        rows += [order_M[:half], order_M[half:]]
-    if not first:
-        start = [expectation_maximisation(x_MD[row], labels_M[row], prior, 2) for row in rows]
-        found = _revised(start, settings)
-        return found.labels_M, found.prior
+    return rows + [order_M[:half], order_M[half:]] if half >= settings.min_half else rows
+
+
+def _believed(
+    x_MD: Tensor, prior: NormalPrior, settings: MoveSettings, generator: torch.Generator, can_double: bool
+) -> Partition | None:
+    """The step of merging that the halves of the sample confirm; None if the centres are clearly too few."""
+    rows = _halves(x_MD, settings, generator)
     found = finest(x_MD, prior, settings, generator)
     if can_double and found.num_clusters > _CROWDED * settings.seeds:
-        return found.labels_M, found.prior
+        return None
     step = [found] + [finest(x_MD[row], prior, settings, generator) for row in rows[1:]]
     best = _agreement(step, settings.caution)
     allowance = settings.tolerance / found.num_clusters
@@ -111,8 +144,7 @@ def search(
         # The coarsest of nearly equal ones; without halves all are equal.
         if score >= best - allowance:
             found = step[0]
-    found = without_satellites(found)
-    return found.labels_M, found.prior
+    return without_satellites(found)
 
 
 def _agreement(partitions: Sequence[Partition], caution: float) -> float:

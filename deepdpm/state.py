@@ -169,3 +169,8 @@ def load_random_states(states: dict[str, Any]) -> None:
     torch.set_rng_state(states["torch"].cpu())
     if torch.cuda.is_available() and len(states.get("cuda", [])) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all([state.cpu() for state in states["cuda"]])
+
+
+def generator_at(*place: int) -> torch.Generator:
+    """A generator that is a pure function of its place: of a seed, and of an epoch, a batch or the like."""
+    return torch.Generator().manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))

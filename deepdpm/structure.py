@@ -85,8 +85,12 @@ def start_clusters(
     num_points: int,
     model: ModelSettings,
     generator: torch.Generator,
+    fits_prior: bool,
 ) -> ClusterState:
-    """The state at the start (paper, section 4): clusters and subclusters of a sample, and their prior."""
+    """The state at the start (paper, section 4): clusters and subclusters of a sample, and their prior.
+
+    `fits_prior` fits it to the clusters; a search, which does so itself, should find the same from any start.
+    """
     scale, num_clusters = num_points / len(x_ME), model.init_k
     if model.init_clusters == "soft_assign":
         r_MK = learners.cluster_net.log_prob(x_ME).exp()
@@ -95,7 +99,7 @@ def start_clusters(
         labels_M = cluster_labels(x_ME, num_clusters, model.init_clusters, generator, model.kmeans_backend)
         stats = SufficientStats.from_labels(x_ME, labels_M, num_clusters)
     stats = stats.scaled(scale)
-    if num_clusters > 1:
+    if fits_prior and num_clusters > 1:
         prior = fit_empirical_bayes(prior, stats, iters=3)
     sub_stats = start_subclusters(
         x_ME, labels_M, num_clusters, learners.subcluster_nets, model.init_subclusters
@@ -174,8 +178,9 @@ def search_step(
     num_points: int,
     init_subclusters: str,
     generator: torch.Generator,
+    first: bool,
 ) -> tuple[ClusterState, tuple[Move, ...]]:
-    """Lead state and nets to what a search found; no moves leave everything as it was.
+    """Lead state and nets to what a search found; but no moves of a later search leave everything as it was.
 
     That is new labels (M,) of a sample, 0..K-1, each with a point, and the prior.
     """
@@ -185,7 +190,7 @@ def search_step(
     plan = plan_from_labels(
         old_labels_M, new_labels_M, state.num_clusters, num_new, state.ids_K, state.next_id
     )
-    if not plan.moves:
+    if not (first or plan.moves):
         return state, ()
     scale = num_points / len(x_MD)
     stats = SufficientStats.from_labels(x_MD, new_labels_M, num_new).scaled(scale)

@@ -76,23 +76,25 @@ class Recorder(pl.callbacks.Checkpoint):
         self.sizes.append(pl_module.num_clusters)
 
 
-def stand_in(labels_of: Callable[[Tensor], Tensor]) -> Callable[..., tuple[Tensor, NormalPrior]]:
-    """A search that gives each sample the labels of a rule."""
+def stand_in(monkeypatch: pytest.MonkeyPatch, labels_of: Callable[[Tensor], Tensor]) -> None:
+    """Searches that give each sample the labels of a rule."""
 
-    def search(
-        x_MD: Tensor,
-        labels_M: Tensor,
-        prior: NormalPrior,
-        settings: MoveSettings,
-        generator: Any,
-        first: bool,
-        can_double: bool = False,
-    ) -> tuple[Tensor, NormalPrior]:
+    def relabel(x_MD: Tensor, prior: NormalPrior) -> tuple[Tensor, NormalPrior]:
         new_M = labels_of(x_MD).unique(return_inverse=True)[1]
         stats = SufficientStats.from_labels(x_MD, new_M, int(new_M.max()) + 1)
         return new_M, fit_empirical_bayes(prior, stats)
 
-    return search
+    def search(
+        draw: Callable[[int], Tensor], num_points: int, prior: NormalPrior, settings: MoveSettings, _: Any
+    ) -> tuple[Tensor, Tensor, NormalPrior]:
+        x_MD = draw(settings.sample_size)
+        return x_MD, *relabel(x_MD, prior)
+
+    def revise(x_MD: Tensor, labels_M: Tensor, prior: NormalPrior, *_: Any) -> tuple[Tensor, NormalPrior]:
+        return relabel(x_MD, prior)
+
+    monkeypatch.setattr(deepdpm.module, "search", search)
+    monkeypatch.setattr(deepdpm.module, "revise", revise)
 
 
 def quadrants(x_MD: Tensor) -> Tensor:
@@ -101,7 +103,7 @@ def quadrants(x_MD: Tensor) -> Tensor:
 
 @pytest.fixture
 def quadrant_search(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deepdpm.module, "search", stand_in(quadrants))
+    stand_in(monkeypatch, quadrants)
 
 
 def diamond() -> tuple[Tensor, Tensor]:
@@ -258,7 +260,7 @@ def test_searches_end_even_if_they_never_rest(monkeypatch: pytest.MonkeyPatch) -
             int(torch.randint(2, 6, (1,), generator=generator)), (len(x_MD),), generator=generator
         )
 
-    monkeypatch.setattr(deepdpm.module, "search", stand_in(restless))
+    stand_in(monkeypatch, restless)
     module = DeepDPMModule(schedule={**SHORT, "moves_every": 1, "max_searches": 3})
     fit(module, diamond()[0])
     assert module.progress.num_searches == 3
@@ -272,6 +274,20 @@ def test_a_search_that_uses_up_its_centres_takes_twice_as_many_and_more_points()
     module = DeepDPMModule(moves={"seeds": 16, "sample_size": 600}, schedule=SHORT)
     fit(module, x_ND, batch_size=500)
     assert module.num_clusters == 30
+
+
+def test_the_search_finds_the_same_from_any_start() -> None:
+    x_ND, _ = blobs()
+    mixtures = []
+    for init_k in (1, 3, 9):
+        module = DeepDPMModule(model={"init_k": init_k}, moves={"sample_size": 200})
+        fit(module, x_ND, epochs=1)
+        mixtures.append(module.clusters.mixture)
+    first, *others = mixtures
+    assert first.num_components == 4
+    for other in others:
+        assert torch.equal(other.means_KD, first.means_KD)
+        assert torch.equal(other.covariances_KDD, first.covariances_KDD)
 
 
 def test_polishing_ends_sooner_when_the_net_follows_the_mixture() -> None:

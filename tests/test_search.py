@@ -10,7 +10,7 @@ import deepdpm.search as search_module
 from deepdpm.metrics import evaluate
 from deepdpm.moves import MoveSettings
 from deepdpm.priors import NormalPrior, PriorSettings
-from deepdpm.search import expectation_maximisation, satellites, search, without_satellites
+from deepdpm.search import expectation_maximisation, revise, satellites, search, without_satellites
 from deepdpm.stats import SufficientStats
 
 
@@ -18,7 +18,12 @@ def found(x_MD: Tensor, seed: int = 0, settings: MoveSettings | None = None) -> 
     one_M = torch.zeros(len(x_MD), dtype=torch.long)
     prior = PriorSettings().make(SufficientStats.from_labels(x_MD, one_M, 1))
     generator = torch.Generator().manual_seed(seed)
-    return search(x_MD, one_M, prior, settings or MoveSettings(), generator)
+    _, labels_M, prior = search(lambda _: x_MD, len(x_MD), prior, settings or MoveSettings(), generator)
+    return labels_M, prior
+
+
+def revised(x_MD: Tensor, labels_M: Tensor, prior: NormalPrior) -> tuple[Tensor, NormalPrior]:
+    return revise(x_MD, labels_M, prior, MoveSettings(), torch.Generator())
 
 
 def blobs(num_clusters: int, num_dims: int, each: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -87,18 +92,26 @@ def test_giving_up_what_cannot_be_believed_any_more_changes_nothing(monkeypatch:
     assert early < len(merges) - early
 
 
-def test_a_search_that_can_double_its_sample_gives_up_where_every_centre_is_a_cluster() -> None:
-    x_MD, truth_M = blobs(30, 2, 60)
-    one_M = torch.zeros(len(x_MD), dtype=torch.long)
-    prior = PriorSettings().make(SufficientStats.from_labels(x_MD, one_M, 1))
-    crowded_M, enough_M = (
-        search(
-            x_MD, one_M, prior, MoveSettings(seeds=seeds), torch.Generator().manual_seed(0), can_double=True
-        )[0]
-        for seeds in (8, 128)
-    )
-    assert crowded_M.max().item() + 1 == 8
-    assert evaluate(truth_M, enough_M)["acc"] > 0.99
+def test_sample_and_centres_are_doubled_until_centres_are_enough() -> None:
+    x_ND, truth_N = blobs(30, 2, 400)
+    order_N = torch.randperm(12_000, generator=torch.Generator().manual_seed(1))
+    prior = PriorSettings().make(SufficientStats.from_weights(x_ND, torch.ones(12_000, 1)))
+    asked = []
+
+    def draw(most: int) -> Tensor:
+        asked.append(most)
+        return x_ND[order_N[:most]]
+
+    settings, coins = MoveSettings(seeds=16, sample_size=1500), torch.Generator().manual_seed(0)
+    sample_MD, labels_M, _ = search(draw, 12_000, prior, settings, coins)
+    assert asked[:2] == [1500, 3000]
+    assert asked[-1] == len(sample_MD) < 12_000
+    assert evaluate(truth_N[order_N[: asked[-1]]], labels_M)["acc"] > 0.99
+
+
+def test_where_all_points_are_in_the_sample_centres_are_not_doubled() -> None:
+    x_MD, _ = blobs(30, 2, 60)
+    assert found(x_MD, settings=MoveSettings(seeds=8))[0].max().item() + 1 == 8
 
 
 def test_the_same_coins_give_the_same_clusters() -> None:
@@ -109,9 +122,9 @@ def test_the_same_coins_give_the_same_clusters() -> None:
 def test_later_searches_leave_a_good_partition_and_cut_a_bad_one() -> None:
     x_MD, truth_M = blobs(4, 2, 200)
     labels_M, prior = found(x_MD)
-    again_M, prior = search(x_MD, labels_M, prior, MoveSettings(), torch.Generator(), first=False)
+    again_M, prior = revised(x_MD, labels_M, prior)
     assert evaluate(labels_M, again_M)["ari"] == 1
-    joined_M, _ = search(x_MD, labels_M // 2, prior, MoveSettings(), torch.Generator(), first=False)
+    joined_M, _ = revised(x_MD, labels_M // 2, prior)
     assert evaluate(truth_M, joined_M)["ari"] > 0.99
 
 
@@ -163,7 +176,7 @@ def test_a_search_joins_a_satellite_and_later_searches_leave_it() -> None:
     x_MD, _ = with_clump(60, 0.15, 5.0)
     labels_M, prior = found(x_MD)
     assert labels_M.max() == 1
-    again_M, _ = search(x_MD, labels_M, prior, MoveSettings(), torch.Generator(), first=False)
+    again_M, _ = revised(x_MD, labels_M, prior)
     assert evaluate(labels_M, again_M)["ari"] == 1
 
 
