@@ -34,8 +34,8 @@ _POINTS_PER_SEED = 8
 _FIT_EVERY = 5
 _SHARED = 3
 _MOST_ROUNDS = 60
-# Of the centres. With more clusters than the first share before any merge by density, or than the second after
-# them, true clusters are likely to have shared a centre; the first only saves the time of finding out.
+# Of the centres. With more clusters than the first share before any merge by density, or than the second
+# after them, true clusters are likely to have shared a centre; the first only saves the time of finding out.
 _CROWDED = 0.9
 _SPARSE = 0.5
 _SATELLITE_POINTS = 0.2
@@ -74,7 +74,7 @@ def search(
     settings: MoveSettings,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor, NormalPrior]:
-    """A sample x (M, D) in which the whole structure was found, its labels (M,) 0..K-1 and the prior they gave.
+    """The whole structure of a sample: its x (M, D), its labels (M,) 0..K-1 and the prior that they gave.
 
     `draw` gives a sample of at most so many of all points. Centres and sample are doubled for as long as the
     centres turn out to be too few.
@@ -121,7 +121,7 @@ def _halves(x_MD: Tensor, settings: MoveSettings, generator: torch.Generator) ->
     order_M = torch.randperm(len(x_MD), generator=generator, device=generator.device).to(x_MD.device)
     half = len(x_MD) // 2
     rows = [torch.arange(len(x_MD), device=x_MD.device)]
-    return rows + [order_M[:half], order_M[half:]] if half >= settings.min_half else rows
+    return [*rows, order_M[:half], order_M[half:]] if half >= settings.min_half else rows
 
 
 def _believed(
