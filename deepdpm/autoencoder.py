@@ -37,10 +37,10 @@ class FeaturesSettings:
 
     `kind` is "none" (the data are codes already), "dense", "conv" or "strided" (three convolutions).
     `hidden_dims` are the widths between input and code, for the dense one. `objective` is what the encoder
-    is pretrained by: "reconstruction", or "contrast" (`contrast_loss`). `noise` is the standard deviation of
-    the Gaussian noise added to the inputs while pretraining; `augment` is the strength of the random shifts,
-    turns and the like of images (`deepdpm.augment`), which a reconstruction must undo and a contrast must
-    overlook. `weights` is a weight file; with it nothing is pretrained.
+    learns by: "reconstruction", or "contrast" (`contrast_loss`). `noise` is the standard deviation of the
+    Gaussian noise added to the inputs while it learns; `augment` is the strength of the random shifts, turns
+    and the like of images (`deepdpm.augment`), which a reconstruction must undo and a contrast must overlook.
+    `weights` is a weight file; with it nothing is pretrained.
 
     Raises:
         ValueError: a value out of range, naming the setting.
@@ -297,24 +297,25 @@ def contrast_loss(code_BL: Tensor, other_BL: Tensor) -> Tensor:
     return 0.5 * (losses[0] + losses[1])
 
 
-def pretraining_loss(
+def features_loss(
     model: Autoencoder,
     x_BD: Tensor,
     settings: FeaturesSettings,
     image_shape: Sequence[int] | None = None,
     generator: torch.Generator | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Give the loss to minimise while pretraining, and the reconstruction loss, both summed over a batch.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Give what the autoencoder minimises, its reconstruction loss, both summed over a batch, and codes (B, L).
 
-    Rows (B, D) are disturbed as the settings say: images moved, then Gaussian noise added. The clean rows
-    are what is to be reconstructed. With `objective` "contrast" the encoder learns by `contrast_loss` alone,
-    and the decoder follows it. The generator lives on the CPU, so that the disturbance is the same on every
-    device.
+    Rows (B, D) are disturbed as the settings say: images moved, then Gaussian noise added; the codes are those
+    of disturbed rows. The clean rows are what is to be reconstructed. With `objective` "contrast" the encoder
+    learns by `contrast_loss` alone, and the decoder follows it. The generator lives on the CPU, so that the
+    disturbance is the same on every device.
 
     >>> settings = FeaturesSettings(kind="dense", noise=0.1)
-    >>> loss, reconstruction = pretraining_loss(DenseAutoencoder(4, (3,), 2), torch.zeros(5, 4), settings)
-    >>> bool(loss == reconstruction)
-    True
+    >>> model = DenseAutoencoder(4, (3,), 2)
+    >>> loss, reconstruction, code_BL = features_loss(model, torch.zeros(5, 4), settings)
+    >>> bool(loss == reconstruction), tuple(code_BL.shape)
+    (True, (5, 2))
     """
 
     def disturbed() -> Tensor:
@@ -328,11 +329,12 @@ def pretraining_loss(
         return input_BD
 
     if settings.objective == "reconstruction":
-        loss = reconstruction_loss(x_BD, model(disturbed())[1])
-        return loss, loss
+        code_BL, reconstruction_BD = model(disturbed())
+        loss = reconstruction_loss(x_BD, reconstruction_BD)
+        return loss, loss, code_BL
     code_BL, other_BL = model.encode(disturbed()), model.encode(disturbed())
     reconstruction = reconstruction_loss(x_BD, model.decode(code_BL.detach()))
-    return contrast_loss(code_BL, other_BL) + reconstruction, reconstruction
+    return contrast_loss(code_BL, other_BL) + reconstruction, reconstruction, code_BL
 
 
 PUBLISHED_CONV_NAMES = {

@@ -241,7 +241,7 @@ _WITHOUT_EFFECT: tuple[tuple[Callable[[DictConfig], bool], tuple[str, ...], str]
         lambda cfg: cfg.model.moves.kind == "published",
         (
             *(f"model.moves.{name}" for name in ("seeds", "valleys", "caution", "tolerance")),
-            *(f"model.moves.{name}" for name in ("min_half", "clear_valley")),
+            *(f"model.moves.{name}" for name in ("halvings", "min_half", "clear_valley")),
             *(f"trainer.schedule.{name}" for name in ("max_searches", "polish_steps", "polish_loss")),
         ),
         "it is for model.moves.kind=search",

@@ -17,12 +17,7 @@ from torch import Tensor
 
 from deepdpm import objective, restart
 from deepdpm.alternation import AlternationSettings, Phase
-from deepdpm.autoencoder import (
-    build_autoencoder,
-    load_published_weights,
-    pretraining_loss,
-    reconstruction_loss,
-)
+from deepdpm.autoencoder import build_autoencoder, features_loss, load_published_weights
 from deepdpm.kmeans import MOST_POINTS
 from deepdpm.module import DeepDPMModule, Plain
 from deepdpm.moves import MoveSettings
@@ -249,17 +244,14 @@ class JointModule(DeepDPMModule):
         return min(math.ceil(most / size), least // 2)
 
     def _autoencoder_step(self, x_BD: Tensor, index_B: Tensor, batch_idx: int, part: int) -> None:
-        if self.phase.kind == "pretrain":
-            generator = generator_at(self.seed, self.epoch, batch_idx, part)
-            loss, reconstruction = pretraining_loss(
-                self.autoencoder, x_BD, self.model.features, self.image_shape, generator
-            )
-            regularization = torch.zeros_like(reconstruction)
-        else:
-            code_BL, reconstruction_BD = self.autoencoder(x_BD)
-            reconstruction = reconstruction_loss(x_BD, reconstruction_BD)
+        generator = generator_at(self.seed, self.epoch, batch_idx, part)
+        loss, reconstruction, code_BL = features_loss(
+            self.autoencoder, x_BD, self.model.features, self.image_shape, generator
+        )
+        regularization = torch.zeros_like(reconstruction)
+        if self.phase.kind == "features":
             regularization = self._regularization(self.transform(code_BL), index_B)
-            loss = self.alternation.lambda_ * reconstruction + 0.5 * self.alternation.beta * regularization
+            loss = self.alternation.lambda_ * loss + 0.5 * self.alternation.beta * regularization
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
         optimizer.zero_grad()

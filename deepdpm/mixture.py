@@ -90,24 +90,25 @@ class Mixture:
         # that is itself a float32, so that codes far from the origin keep their digits.
         centre_D = self.means_KD.double().mean(0).float()
         inverse_KDD = self.whitening.inverse_KDD
-        offset_KD = (inverse_KDD @ (self.means_KD.double() - centre_D.double())[:, :, None]).flatten()
-        num_dims = centre_D.numel()
-        stacked_DE = inverse_KDD.reshape(-1, num_dims).float().T.contiguous()
-        return centre_D, stacked_DE, -offset_KD.float(), self.whitening.log_scale_K.float()
+        offset_KD1 = inverse_KDD @ (self.means_KD.double() - centre_D.double())[:, :, None]
+        # Whitened dimensions first, so that sums over them run along contiguous points.
+        stacked_ED = inverse_KDD.transpose(0, 1).reshape(-1, centre_D.numel()).float()
+        offset_E1 = offset_KD1.transpose(0, 1).reshape(-1, 1).float()
+        return centre_D, stacked_ED, -offset_E1, self.whitening.log_scale_K.float()
 
     def log_joint_NK(self, x_ND: Tensor) -> Tensor:
         """`log (weight_k N(x_i; mu_k, Sigma_k))` (N, K) of codes (N, D), in float32.
 
         One matrix product against the K stacked whiteners, in chunks of bounded memory.
         """
-        centre_D, stacked_DE, offset_E, log_scale_K = self._product
+        centre_D, stacked_ED, offset_E1, log_scale_K = self._product
         num_clusters, num_dims = self.means_KD.shape
         out_NK = torch.empty(x_ND.shape[0], num_clusters, dtype=torch.float32, device=x_ND.device)
         step = max(1, _CHUNK_ELEMENTS // (num_clusters * num_dims))
         for start in range(0, x_ND.shape[0], step):
             x_BD = (x_ND[start : start + step] - centre_D).float()
-            white_BKD = torch.addmm(offset_E, x_BD, stacked_DE).view(-1, num_clusters, num_dims)
-            out_NK[start : start + step] = log_scale_K - 0.5 * white_BKD.square_().sum(2)
+            white_DKB = torch.addmm(offset_E1, stacked_ED, x_BD.T).view(num_dims, num_clusters, -1)
+            out_NK[start : start + step] = log_scale_K - 0.5 * white_DKB.square_().sum(0).T
         return out_NK
 
     def log_prob(self, x_ND: Tensor) -> Tensor:

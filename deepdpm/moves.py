@@ -35,6 +35,7 @@ class MoveSettings:
             the sample; a nat of information that differs costs so many nats that agree.
         tolerance: "search": the coarsest step is taken within so many nats of the best, for each point of a
             typical cluster: cutting one exactly in two is worth log 2.
+        halvings: "search": so often the sample is cut in halves anew, and the mean decides.
         min_half: "search": halves of fewer points are not tried; then the last step of merging counts.
         clear_valley: "search": later steps split a cluster if the valley between its halves is lower.
         min_points: "published": both halves of a split need more points than this.
@@ -58,6 +59,7 @@ class MoveSettings:
     valleys: tuple[float, ...] = (0.9, 0.75, 0.6, 0.5, 0.4, 0.3, 0.2)
     caution: float = 1.5
     tolerance: float = 0.6
+    halvings: int = 2
     min_half: int = 50
     clear_valley: float = 0.2
     min_points: int = 5
@@ -75,6 +77,7 @@ class MoveSettings:
         least = {
             "sample_size": 2,
             "seeds": 1,
+            "halvings": 0,
             "min_half": 2,
             "min_points": 0,
             "neighbours": 1,

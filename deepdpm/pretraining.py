@@ -14,12 +14,12 @@ import torch
 from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor
 
-from deepdpm.autoencoder import Autoencoder, FeaturesSettings, build_autoencoder, pretraining_loss
+from deepdpm.autoencoder import Autoencoder, FeaturesSettings, build_autoencoder, features_loss
 from deepdpm.state import generator_at
 
 
 class Pretraining(pl.LightningModule):
-    """Train an autoencoder by `pretraining_loss`, with noise on the rows, or images moved, if so set.
+    """Train an autoencoder by `features_loss`, with noise on the rows, or images moved, if so set.
 
     Batches are pairs of rows (B, D) and their numbers (B,). The disturbance is a pure function of seed, epoch
     and batch, so that a resumed training sees the one that an uninterrupted one would have seen.
@@ -54,7 +54,7 @@ class Pretraining(pl.LightningModule):
         if len(x_BD) < 2:
             return
         generator = generator_at(self.seed, self.current_epoch, batch_index)
-        loss, reconstruction = pretraining_loss(
+        loss, reconstruction, _ = features_loss(
             self.autoencoder, x_BD, self.features, self.image_shape, generator
         )
         optimizer = self.optimizers()

@@ -5,7 +5,7 @@
 2. Merges of clusters with no valley of the density between them (`separation.py`), the valley's depth asked
    for growing from step to step; EM after each round.
 3. Which step to believe: the one whose clusters come back best when each half of the sample is clustered by
-   itself (as Lange et al. 2004 ask, measured in nats). Gaussian clusters that overlap come back as they are
+   itself (as Lange et al. 2004 ask, measured in nats), the mean over several ways to halve it. Gaussian clusters that overlap come back as they are
    and are not merged; the pieces into which evidence cuts a curved or heavy-tailed cluster do not.
 4. Satellites, small clumps within the reach of a much larger cluster, are joined to it.
 
@@ -34,6 +34,8 @@ _POINTS_PER_SEED = 8
 _FIT_EVERY = 5
 _SHARED = 3
 _MOST_ROUNDS = 60
+# K times D, up to which one product with all weights, most of them zeros, is faster than sums by label.
+_SMALL_PRODUCT = 500
 # Of the centres. With more clusters than the first share before any merge by density, or than the second
 # after them, true clusters are likely to have shared a centre; the first only saves the time of finding out.
 _CROWDED = 0.9
@@ -111,24 +113,26 @@ def revise(
     >>> revise(x_MD, one_M, prior, MoveSettings(), torch.Generator().manual_seed(0))[0].max().item()
     1
     """
-    rows = _halves(x_MD, settings, generator)
+    rows = _rows(x_MD, settings, generator)
     found = _revised([expectation_maximisation(x_MD[row], labels_M[row], prior, 2) for row in rows], settings)
     return found.labels_M, found.prior
 
 
-def _halves(x_MD: Tensor, settings: MoveSettings, generator: torch.Generator) -> list[Tensor]:
-    """The rows of the sample, and of its halves if these are large enough."""
-    order_M = torch.randperm(len(x_MD), generator=generator, device=generator.device).to(x_MD.device)
-    half = len(x_MD) // 2
-    rows = [torch.arange(len(x_MD), device=x_MD.device)]
-    return [*rows, order_M[:half], order_M[half:]] if half >= settings.min_half else rows
+def _rows(x_MD: Tensor, settings: MoveSettings, generator: torch.Generator) -> list[Tensor]:
+    """The rows of the sample, and of its two halves, cut so often anew, if these are large enough."""
+    num_points, half = len(x_MD), len(x_MD) // 2
+    rows = [torch.arange(num_points, device=x_MD.device)]
+    for _ in range(settings.halvings if half >= settings.min_half else 0):
+        order_M = torch.randperm(num_points, generator=generator, device=generator.device).to(x_MD.device)
+        rows += [order_M[:half], order_M[half:]]
+    return rows
 
 
 def _believed(
     x_MD: Tensor, prior: NormalPrior, settings: MoveSettings, generator: torch.Generator, can_double: bool
 ) -> Partition | None:
     """The step of merging that the halves of the sample confirm; None if the centres are clearly too few."""
-    rows = _halves(x_MD, settings, generator)
+    rows = _rows(x_MD, settings, generator)
     found = finest(x_MD, prior, settings, generator)
     if can_double and found.num_clusters > _CROWDED * settings.seeds:
         return None
@@ -136,8 +140,8 @@ def _believed(
     best = _agreement(step, settings.caution)
     allowance = settings.tolerance / found.num_clusters
     for threshold in settings.valleys:
-        least = _least_entropy(step, best - allowance)
-        step = [coarsened(partition, threshold, least) for partition in step]
+        leasts = _least_entropies(step, best - allowance)
+        step = [coarsened(one, threshold, least) for one, least in zip(step, leasts, strict=True)]
         score = _agreement(step, settings.caution)
         if score > best:
             best, allowance = score, settings.tolerance / step[0].num_clusters
@@ -145,6 +149,16 @@ def _believed(
         if score >= best - allowance:
             found = step[0]
     return without_satellites(found)
+
+
+def _pairs(num_partitions: int) -> list[tuple[int, int]]:
+    """Which partitions of a sample (the first) and of its halves (two and two) are compared.
+
+    >>> _pairs(5)
+    [(0, 1), (0, 2), (1, 2), (0, 3), (0, 4), (3, 4)]
+    """
+    firsts = range(1, num_partitions, 2)
+    return [pair for first in firsts for pair in itertools.combinations((0, first, first + 1), 2)]
 
 
 def _agreement(partitions: Sequence[Partition], caution: float) -> float:
@@ -159,7 +173,7 @@ def _agreement(partitions: Sequence[Partition], caution: float) -> float:
     labels = [partition.mixture.log_joint_NK(x_MD).argmax(1) for partition in partitions]
     sizes = [partition.num_clusters for partition in partitions]
     scores = []
-    for a, b in itertools.combinations(range(len(labels)), 2):
+    for a, b in _pairs(len(labels)):
         count_AB = torch.bincount(labels[a] * sizes[b] + labels[b], minlength=sizes[a] * sizes[b])
         share_AB = count_AB.view(sizes[a], sizes[b]) / len(x_MD)
         entropies = [
@@ -170,18 +184,20 @@ def _agreement(partitions: Sequence[Partition], caution: float) -> float:
     return sum(scores) / len(scores) if scores else 0.0
 
 
-def _least_entropy(partitions: Sequence[Partition], score: float) -> float:
+def _least_entropies(partitions: Sequence[Partition], score: float) -> list[float]:
     """The entropy that each partition needs, in nats, if merges are to leave their agreement at `score`.
 
-    Two partitions tell of each other no more than the entropy of either: `I(a; b) <= min(H(a), H(b))`. One
-    partition takes part in n - 1 pairs; the others have at most the highest entropy, for merges add none.
+    Two partitions tell of each other no more than the entropy of either, `I(a; b) <= min(H(a), H(b))`, and
+    what the pairs without this one tell is at most the highest entropy, for merges add none.
     """
-    touching = len(partitions) - 1
-    if touching == 0:
-        return -math.inf
-    others = touching * (touching - 1) / 2
+    pairs = _pairs(len(partitions))
     highest = max(partition.entropy() for partition in partitions)
-    return ((touching + others) * score - others * highest) / touching
+    least = []
+    for index in range(len(partitions)):
+        touching = sum(index in pair for pair in pairs)
+        others = len(pairs) - touching
+        least.append((len(pairs) * score - others * highest) / touching if touching else -math.inf)
+    return least
 
 
 def expectation_maximisation(x_MD: Tensor, labels_M: Tensor, prior: NormalPrior, iters: int) -> Partition:
@@ -196,22 +212,22 @@ def expectation_maximisation(x_MD: Tensor, labels_M: Tensor, prior: NormalPrior,
     mixture = Mixture.m_step(prior, stats)
     log_joint_MK = mixture.log_joint_NK(x_MD)
     used_K, labels_M = log_joint_MK.argmax(1).unique(return_inverse=True)
-    kept = Mixture(mixture.weights_K[used_K] / mixture.weights_K[used_K].sum(), *_rows(mixture, used_K))
+    kept = mixture[used_K]
+    kept = replace(kept, weights_K=kept.weights_K / kept.weights_K.sum())
     return Partition(x_MD, labels_M, kept, prior, log_joint_MK[:, used_K])
-
-
-def _rows(mixture: Mixture, index_K: Tensor) -> tuple[Tensor, Tensor]:
-    return mixture.means_KD[index_K], mixture.covariances_KDD[index_K]
 
 
 def _soft_stats(x_MD: Tensor, log_joint_MK: Tensor) -> SufficientStats:
     """Statistics weighted by the responsibilities of each point's three likeliest clusters.
 
-    What the others would get is below what decides anything, and the cost does not grow with K.
+    What the others would get is below what decides anything, and so the cost need not grow with K.
     """
     num_clusters = log_joint_MK.shape[1]
     top = log_joint_MK.topk(min(_SHARED, num_clusters), dim=1)
     weights_MS = top.values.softmax(1)
+    if num_clusters * x_MD.shape[1] <= _SMALL_PRODUCT:
+        weights_MK = torch.zeros_like(log_joint_MK).scatter_(1, top.indices, weights_MS)
+        return SufficientStats.from_weights(x_MD, weights_MK)
     parts = [
         SufficientStats.from_labels(x_MD, top.indices[:, s], num_clusters, weights_MS[:, s])
         for s in range(weights_MS.shape[1])

@@ -101,7 +101,7 @@ def _greatest_view(clusters: _Clusters, pairs_P2: Tensor) -> Tensor:
         (pair_PDD + faded) / (both_P + num_dims**2),
         clusters.pooled_DD.expand(len(pairs_P2), -1, -1),
     )
-    points_P2MD = clusters.points_KMD[pairs_P2] - clusters.mean_KD[left_P][:, None, None]
+    points_P2MD = (clusters.points_KMD[pairs_P2] - clusters.mean_KD[left_P][:, None, None]).float()
     valid_P2M = clusters.valid_KM[pairs_P2]
     offset_PD = clusters.mean_KD[right_P] - clusters.mean_KD[left_P]
     views = [_line_view(points_P2MD, valid_P2M, offset_PD, count_P2, metric_PDD) for metric_PDD in metrics]
@@ -119,9 +119,9 @@ def _line_view(
     eye_PDD = torch.eye(num_dims).to(metric_PDD).expand_as(metric_PDD)
     # One small inverse and a product: a triangular solve for every point takes many times as long.
     inverse_PDD = torch.linalg.solve_triangular(cholesky(metric_PDD), eye_PDD, upper=False)
-    white_PED = points_P2MD.reshape(num_pairs, -1, num_dims) @ inverse_PDD.mT
-    delta_PD1 = inverse_PDD @ offset_PD[:, :, None]
-    square_P11 = delta_PD1.square().sum(1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
+    white_PED = points_P2MD.reshape(num_pairs, -1, num_dims) @ inverse_PDD.mT.float()
+    delta_PD1, count_P2 = (inverse_PDD @ offset_PD[:, :, None]).float(), count_P2.float()
+    square_P11 = delta_PD1.square().sum(1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
     along_P2M = (white_PED @ delta_PD1).view_as(valid_P2M)
     norm_P2M = white_PED.square().sum(2).view_as(valid_P2M)
     # Without point i the mean of its cluster moves by -(x_i - mean) / (n - 1), and the direction with it:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from deepdpm.augment import augmented
-from deepdpm.autoencoder import DenseAutoencoder, FeaturesSettings, build_autoencoder, pretraining_loss
+from deepdpm.autoencoder import DenseAutoencoder, FeaturesSettings, build_autoencoder, features_loss
 
 SHAPE = (2, 12, 10)
 
@@ -61,7 +61,7 @@ def test_a_moved_image_is_to_be_put_back(generator: torch.Generator) -> None:
 
     def loss(augment: float) -> float:
         settings = FeaturesSettings(kind="dense", augment=augment)
-        return pretraining_loss(model, x_BD, settings, SHAPE, torch.Generator().manual_seed(0))[0].item()
+        return features_loss(model, x_BD, settings, SHAPE, torch.Generator().manual_seed(0))[0].item()
 
     moved_BD = augmented(x_BD, SHAPE, 0.7, torch.Generator().manual_seed(0))
     assert loss(0.7) == (x_BD - model(moved_BD)[1]).square().sum().item()

@@ -16,7 +16,7 @@ from deepdpm.autoencoder import (
     build_autoencoder,
     contrast_loss,
     load_published_weights,
-    pretraining_loss,
+    features_loss,
     reconstruction_loss,
     save_weights,
 )
@@ -142,7 +142,7 @@ def test_noise_is_of_the_generator_and_zero_noise_is_none() -> None:
     def loss(noise: float, seed: int = 0) -> float:
         settings = FeaturesSettings(kind="dense", noise=noise)
         generator = torch.Generator().manual_seed(seed)
-        return pretraining_loss(model, x_BD, settings, generator=generator)[0].item()
+        return features_loss(model, x_BD, settings, generator=generator)[0].item()
 
     assert loss(0.0) == reconstruction_loss(x_BD, model(x_BD)[1]).item()
     assert loss(0.5, 0) == loss(0.5, 0) != loss(0.5, 1)
@@ -160,7 +160,7 @@ def test_by_contrast_the_decoder_follows_and_the_encoder_does_not_see_it(generat
     x_BD = torch.randn(8, 64, generator=generator)
     model = StridedAutoencoder((1, 8, 8), 3)
     settings = FeaturesSettings(kind="strided", objective="contrast", noise=0.1)
-    loss, reconstruction = pretraining_loss(model, x_BD, settings, generator=generator)
+    loss, reconstruction, _ = features_loss(model, x_BD, settings, generator=generator)
     reconstruction.backward(retain_graph=True)
     assert all(weight.grad is None for weight in model.encoder.parameters())
     assert all(weight.grad is not None for weight in model.decoder.parameters())
@@ -175,7 +175,7 @@ def test_by_contrast_points_come_apart_more_than_their_copies(generator: torch.G
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     losses = []
     for _ in range(40):
-        losses.append(pretraining_loss(model, x_BD, settings, (1, 10, 10), generator)[0])
+        losses.append(features_loss(model, x_BD, settings, (1, 10, 10), generator)[0])
         optimizer.zero_grad()
         losses[-1].backward()
         optimizer.step()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from deepdpm import restart
-from deepdpm.autoencoder import DenseAutoencoder, save_weights
+from deepdpm.autoencoder import DenseAutoencoder, contrast_loss, reconstruction_loss, save_weights
 from deepdpm.data import CodesDataModule, Dataset, make_samples
 from deepdpm.joint import JointModule
 from deepdpm.mixture import Mixture
@@ -196,6 +196,25 @@ def test_the_loss_of_the_features_pulls_codes_to_the_nearest_centres() -> None:
     assert code_BE.grad is not None
     assert code_BE.grad.tolist() == [[2.0, 0.0], [-4.0, 2.0]]
     assert module.labels_N.tolist() == [-1, 1, -1, -1, 0]
+
+
+@pytest.mark.parametrize("objective", ["reconstruction", "contrast"])
+def test_features_go_on_with_the_objective_of_the_pretraining(objective: str) -> None:
+    x_ND = points()
+    noise_ND = 0.1 * torch.randn(x_ND.shape, generator=torch.Generator().manual_seed(1))
+    losses = []
+    for weight in (0.0, 1.0):
+        features = FEATURES | {"objective": objective}
+        alternation = {"lambda_": weight, "ae_epochs": 10, "cluster_assignments": "pseudo_label"}
+        module = make(alternation, {"features": features})
+        fit(module, Recorder())
+        autoencoder = module.autoencoder.eval()
+        if objective == "contrast":
+            codes = (autoencoder.encode(x_ND), autoencoder.encode(x_ND + noise_ND))
+            losses.append(contrast_loss(*codes).item())
+        else:
+            losses.append(reconstruction_loss(x_ND, autoencoder(x_ND)[1]).item())
+    assert losses[1] < 0.9 * losses[0]
 
 
 def test_published_weights_replace_the_pretraining(tmp_path: Path) -> None:

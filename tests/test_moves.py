@@ -208,6 +208,7 @@ def test_choices_are_checked() -> None:
     ("name", "value"),
     [
         ("seeds", 0),
+        ("halvings", -1),
         ("min_half", 1),
         ("valleys", (0.9, 1.5)),
         ("caution", -0.1),

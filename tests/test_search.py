@@ -87,7 +87,8 @@ def test_giving_up_what_cannot_be_believed_any_more_changes_nothing(monkeypatch:
     counted = search_module._merged
     monkeypatch.setattr(merged, lambda *args, **kwargs: (merges.append(1), counted(*args, **kwargs))[1])
     early_M, early = found(x_MD)[0], len(merges)
-    monkeypatch.setattr("deepdpm.search._least_entropy", lambda *_: -float("inf"))
+    never = [-float("inf")] * 5
+    monkeypatch.setattr("deepdpm.search._least_entropies", lambda *_: never)
     assert torch.equal(found(x_MD)[0], early_M)
     assert early < len(merges) - early
 
