@@ -304,12 +304,12 @@ def features_loss(
     image_shape: Sequence[int] | None = None,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Give what the autoencoder minimises, its reconstruction loss, both summed over a batch, and codes (B, L).
+    """Give the loss to minimise and the reconstruction loss, both summed over a batch, and its codes (B, L).
 
-    Rows (B, D) are disturbed as the settings say: images moved, then Gaussian noise added; the codes are those
-    of disturbed rows. The clean rows are what is to be reconstructed. With `objective` "contrast" the encoder
-    learns by `contrast_loss` alone, and the decoder follows it. The generator lives on the CPU, so that the
-    disturbance is the same on every device.
+    Rows (B, D) are disturbed as the settings say: images moved, then Gaussian noise added; the codes are
+    those of disturbed rows. The clean rows are what is to be reconstructed. With `objective` "contrast" the
+    encoder learns by `contrast_loss` alone, and the decoder follows it. The generator lives on the CPU, so
+    that the disturbance is the same on every device.
 
     >>> settings = FeaturesSettings(kind="dense", noise=0.1)
     >>> model = DenseAutoencoder(4, (3,), 2)

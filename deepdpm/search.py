@@ -5,8 +5,9 @@
 2. Merges of clusters with no valley of the density between them (`separation.py`), the valley's depth asked
    for growing from step to step; EM after each round.
 3. Which step to believe: the one whose clusters come back best when each half of the sample is clustered by
-   itself (as Lange et al. 2004 ask, measured in nats), the mean over several ways to halve it. Gaussian clusters that overlap come back as they are
-   and are not merged; the pieces into which evidence cuts a curved or heavy-tailed cluster do not.
+   itself (as Lange et al. 2004 ask, measured in nats), the mean over several ways to halve it. Gaussian
+   clusters that overlap come back as they are and are not merged; the pieces into which evidence cuts a
+   curved or heavy-tailed cluster do not.
 4. Satellites, small clumps within the reach of a much larger cluster, are joined to it.
 
 Legend: M points, D dimensions, K clusters, P pairs.

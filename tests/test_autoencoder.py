@@ -15,8 +15,8 @@ from deepdpm.autoencoder import (
     StridedAutoencoder,
     build_autoencoder,
     contrast_loss,
-    load_published_weights,
     features_loss,
+    load_published_weights,
     reconstruction_loss,
     save_weights,
 )
