@@ -53,11 +53,13 @@ class AlternationSettings:
         ae_lr: learning rate of its Adam.
         ae_weight_decay: L2 penalty of its Adam.
         lambda_: weight of the reconstruction in `lambda sum ||x - xhat||^2 + beta / 2 sum ||code - mu_z||^2`,
-            summed over a batch: so it depends on the scale of the inputs.
+            summed over a batch: so it depends on the scale of the inputs. With an objective, noise or
+            augmentation of its own in `model.features`, what the pretraining minimised takes its place.
         beta: weight of the distance of (transformed) codes to their centres.
         regularization: "dist_loss" pulls codes to their centres; "cluster_loss" takes the cluster net's loss.
         cluster_assignments: a point's centre is the nearest ("min_dist"), the net's choice of the moment
-            ("forward_pass"), or its choice at the start of the phase ("pseudo_label").
+            ("forward_pass"), or its choice at the start of the phase ("pseudo_label"): codes that are free to
+            move can then not all run to one centre.
         update_clusters_params: "none" keeps the clusters; "only_centers" moves each centre by the mean of all
             codes it has met, where it counts for 100; "all_params" fits weights, centres and covariances to
             the codes of each epoch by maximum likelihood, "all_params_w_prior" by the prior's MAP formulas.
