@@ -94,8 +94,7 @@ def search(
         x_MD = draw(settings.sample_size)
         can_double = len(x_MD) < num_points
         found = _believed(x_MD, prior, settings, generator, can_double)
-        if not can_double or (found is not None and found.num_clusters <= _SPARSE * settings.seeds):
-            assert found is not None
+        if found is not None and (not can_double or found.num_clusters <= _SPARSE * settings.seeds):
             return x_MD, found.labels_M, found.prior
         settings = replace(settings, seeds=2 * settings.seeds, sample_size=2 * settings.sample_size)
 
@@ -132,7 +131,7 @@ def _rows(x_MD: Tensor, settings: MoveSettings, generator: torch.Generator) -> l
 def _believed(
     x_MD: Tensor, prior: NormalPrior, settings: MoveSettings, generator: torch.Generator, can_double: bool
 ) -> Partition | None:
-    """The step of merging that the halves of the sample confirm; None if the centres are clearly too few."""
+    """The step of merging that the halves confirm; None if centres are too few, where they can be doubled."""
     rows = _rows(x_MD, settings, generator)
     found = finest(x_MD, prior, settings, generator)
     if can_double and found.num_clusters > _CROWDED * settings.seeds:
