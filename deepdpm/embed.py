@@ -76,6 +76,12 @@ def build_parser() -> argparse.ArgumentParser:
     autoencoder.add_argument("--lr", type=float, default=defaults.pretrain_lr)
     autoencoder.add_argument("--weight-decay", type=float, default=defaults.weight_decay)
     autoencoder.add_argument(
+        "--precision",
+        choices=("32-true", "bf16-mixed"),
+        default="32-true",
+        help="bf16-mixed multiplies matrices in 16 bits: faster where the processor can",
+    )
+    autoencoder.add_argument(
         "--weights", help="a weight file: of the autoencoder, or of the pretrained network"
     )
     n2d = parser.add_argument_group("n2d")
@@ -188,7 +194,7 @@ def _autoencoder_codes(dataset: Dataset, options: argparse.Namespace) -> Dataset
         weight_decay=options.weight_decay,
         weights=options.weights,
     )
-    model = pretrain(dataset, features, options.out, options.seed).autoencoder
+    model = pretrain(dataset, features, options.out, options.seed, options.precision).autoencoder
     partial = options.out / "autoencoder.part"
     partial.parent.mkdir(parents=True, exist_ok=True)
     save_weights(model, partial)
@@ -197,7 +203,9 @@ def _autoencoder_codes(dataset: Dataset, options: argparse.Namespace) -> Dataset
     return _mapped(dataset, encode_rows(model, dataset.train.x), test)
 
 
-def pretrain(dataset: Dataset, features: FeaturesSettings, out: Path, seed: int) -> Pretraining:
+def pretrain(
+    dataset: Dataset, features: FeaturesSettings, out: Path, seed: int, precision: str = "32-true"
+) -> Pretraining:
     """Pretrain an autoencoder, from the checkpoint of an interrupted pretraining in `out` if there is one.
 
     Raises:
@@ -228,6 +236,7 @@ def pretrain(dataset: Dataset, features: FeaturesSettings, out: Path, seed: int)
         logger=False,
         enable_model_summary=False,
         devices=1,
+        precision=precision,
     )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Checkpoint directory", UserWarning)  # it is the one to go on from

@@ -244,8 +244,11 @@ class DeepDPMModule(ClusteringModel):
         )
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """One step of both nets, and the batch's part of the epoch's sums."""
-        x, index_B = batch
+        """One step of both nets, and the batch's part of the epoch's sums, in 32 bits at least."""
+        with torch.autocast(self.device.type, enabled=False):
+            self._clustering_step(*batch)
+
+    def _clustering_step(self, x: Tensor, index_B: Tensor) -> None:
         with torch.no_grad():
             x_BD = self.transform(x.flatten(1))
             log_joint_BK = self.clusters.mixture.log_joint_NK(x_BD)

@@ -12,6 +12,7 @@ from deepdpm.autoencoder import (
     ConvAutoencoder,
     DenseAutoencoder,
     FeaturesSettings,
+    Objective,
     StridedAutoencoder,
     build_autoencoder,
     contrast_loss,
@@ -180,6 +181,23 @@ def test_by_contrast_points_come_apart_more_than_their_copies(generator: torch.G
         losses[-1].backward()
         optimizer.step()
     assert losses[-1] < 0.7 * losses[0]
+
+
+@pytest.mark.parametrize("objective", ["reconstruction", "contrast"])
+def test_in_16_bits_losses_are_nearly_those_of_32(objective: Objective, generator: torch.Generator) -> None:
+    x_BD = torch.randn(32, 64, generator=generator)
+    model = StridedAutoencoder((1, 8, 8), 3)
+
+    settings = FeaturesSettings(kind="strided", objective=objective, augment=0.5)
+
+    def results(in_16_bits: bool) -> tuple[torch.Tensor, ...]:
+        with torch.autocast("cpu", torch.bfloat16, enabled=in_16_bits):
+            return features_loss(model, x_BD, settings, (1, 8, 8), torch.Generator().manual_seed(0))
+
+    for exact, rounded in zip(results(False), results(True), strict=True):
+        assert rounded.dtype == torch.float32
+        assert not torch.equal(rounded, exact)
+        assert (rounded - exact).norm() < 0.03 * exact.norm()
 
 
 @pytest.mark.parametrize("prefix", ["", "feature_extractor."])

@@ -68,7 +68,9 @@ class Recorder(pl.callbacks.Checkpoint):
             trainer.save_checkpoint(self.folder / f"{trainer.current_epoch}.ckpt")
 
 
-def fit(module: JointModule, recorder: Recorder, ckpt_path: Path | None = None) -> pl.Trainer:
+def fit(
+    module: JointModule, recorder: Recorder, ckpt_path: Path | None = None, **arguments: Any
+) -> pl.Trainer:
     trainer = pl.Trainer(
         max_epochs=module.total_epochs,
         accelerator="cpu",
@@ -77,6 +79,7 @@ def fit(module: JointModule, recorder: Recorder, ckpt_path: Path | None = None) 
         enable_progress_bar=False,
         enable_model_summary=False,
         callbacks=[recorder],
+        **arguments,
     )
     data = CodesDataModule(Dataset("points", make_samples(points())), batch_size=50, seed=0)
     trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True if ckpt_path else None)
@@ -99,6 +102,17 @@ def test_what_is_frozen_stays_and_what_learns_moves() -> None:
         assert changed(before, after, "cluster_net.") == clusters
         if recorder.phases[epoch] == "features":
             assert torch.equal(recorder.means[epoch], recorder.means[epoch - 1])
+
+
+def test_an_autoencoder_may_learn_in_16_bits() -> None:
+    weights = []
+    for precision in ("32-true", "bf16-mixed"):
+        recorder = Recorder()
+        fit(make({"number_of_alternations": 1}), recorder, precision=precision)
+        weights.append(recorder.weights[1])
+    assert changed(*weights, "autoencoder.")
+    for name, exact in weights[0].items():
+        torch.testing.assert_close(weights[1][name], exact, atol=0.05, rtol=0)
 
 
 def test_any_epoch_goes_on_to_the_bit(tmp_path: Path) -> None:

@@ -276,6 +276,16 @@ def test_a_search_that_uses_up_its_centres_takes_twice_as_many_and_more_points()
     assert module.num_clusters == 30
 
 
+def test_clusters_are_the_same_where_autoencoders_learn_in_16_bits() -> None:
+    modules = [DeepDPMModule(seed=0) for _ in range(2)]
+    for module, precision in zip(modules, ("32-true", "bf16-mixed"), strict=True):
+        fit(module, blobs()[0], epochs=3, precision=precision)
+    exact, rounded = modules
+    assert torch.equal(rounded.clusters.mixture.means_KD, exact.clusters.mixture.means_KD)
+    for name, parameter in exact.named_parameters():
+        assert torch.equal(rounded.get_parameter(name), parameter), name
+
+
 def test_the_search_finds_the_same_from_any_start() -> None:
     x_ND, _ = blobs()
     mixtures = []
