@@ -76,10 +76,14 @@ class ClusteringModel(pl.LightningModule):
         Raises:
             ValueError: points of another D.
         """
-        best = [self.cluster_net.log_prob(code).max(1) for code in self._predicting(x_ND, batch_size)]
-        empty = torch.empty(0, device=self.device)
-        confidence_N = torch.cat([empty, *(one.values for one in best)]).exp()
-        return torch.cat([empty.long(), *(one.indices for one in best)]), confidence_N
+        # Made at once: parts kept between batches would leave holes that the next batch doesn't fit into.
+        labels_N = torch.empty(len(x_ND), dtype=torch.int64, device=self.device)
+        confidence_N = torch.empty(len(x_ND), device=self.device)
+        parts = zip(labels_N.split(batch_size), confidence_N.split(batch_size), strict=True)
+        for code, (labels_B, confidence_B) in zip(self._predicting(x_ND, batch_size), parts, strict=True):
+            log_r_B, best_B = self.cluster_net.log_prob(code).max(1)
+            labels_B.copy_(best_B), confidence_B.copy_(log_r_B.exp())
+        return labels_N, confidence_N
 
     @torch.no_grad()
     def predict_proba(self, x_ND: Tensor, batch_size: int = CHUNK) -> Tensor:
@@ -102,5 +106,8 @@ class ClusteringModel(pl.LightningModule):
             ValueError: points of another D.
         """
         mixture = to_device(self.clusters.mixture, self.device)
-        parts = [mixture.log_prob(code) for code in self._predicting(x_ND, batch_size)]
-        return torch.cat([torch.empty(0, device=self.device), *parts]) + self.transform.log_volume
+        log_density_N = torch.empty(len(x_ND), device=self.device)
+        parts = log_density_N.split(batch_size)
+        for code, log_density_B in zip(self._predicting(x_ND, batch_size), parts, strict=True):
+            log_density_B.copy_(mixture.log_prob(code))
+        return log_density_N + self.transform.log_volume
