@@ -19,6 +19,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -61,9 +62,16 @@ class Partition:
         """K."""
         return self.mixture.num_components
 
+    @cached_property
     def stats(self) -> SufficientStats:
         """Statistics of the hard labels."""
         return SufficientStats.from_labels(self.x_MD, self.labels_M, self.num_clusters)
+
+    @cached_property
+    def valleys(self) -> tuple[Tensor, Tensor]:
+        """Pairs of neighbours (P, 2), and the valley of the density between them (P,)."""
+        pairs_P2 = neighbours(self)
+        return pairs_P2, valley_ratios(self.x_MD, self.labels_M, self.stats, self.mixture, pairs_P2)
 
     def entropy(self) -> float:
         """Of the labels, in nats."""
@@ -249,7 +257,7 @@ def finest(x_MD: Tensor, prior: NormalPrior, settings: MoveSettings, generator: 
     for _ in range(_MOST_ROUNDS):
         if found.num_clusters < 2:
             return found
-        stats, pairs_P2 = found.stats(), neighbours(found)
+        stats, pairs_P2 = found.stats, neighbours(found)
         refitted = fit_empirical_bayes(found.prior, stats)
         gain_P = merge_log_ratios(refitted, stats, pairs_P2, refitted.alpha)
         if not (gain_P > 0).any():
@@ -260,7 +268,7 @@ def finest(x_MD: Tensor, prior: NormalPrior, settings: MoveSettings, generator: 
 
 
 def _evidence(partition: Partition) -> float:
-    stats = partition.stats()
+    stats = partition.stats
     prior = fit_empirical_bayes(partition.prior, stats, 2)
     weight_K = torch.lgamma(stats.count_K) + torch.tensor(prior.alpha, dtype=torch.float64).log()
     return float((prior.log_marginal(stats) + weight_K).sum())
@@ -297,13 +305,12 @@ def coarsened(found: Partition, threshold: float, least_entropy: float) -> Parti
     for _ in range(_MOST_ROUNDS):
         if found.num_clusters < 2 or found.entropy() < least_entropy:
             break
-        stats, pairs_P2 = found.stats(), neighbours(found)
-        ratio_P = valley_ratios(found.x_MD, found.labels_M, stats, found.mixture, pairs_P2)
+        pairs_P2, ratio_P = found.valleys
         pairs_P2 = pairs_P2[ratio_P > threshold]
         if not len(pairs_P2):
             break
-        gain_P = merge_log_ratios(found.prior, stats, pairs_P2, found.prior.alpha)
-        found = _merged(found, pairs_P2, gain_P / stats.count_K[pairs_P2].amin(1), share=0.5)
+        gain_P = merge_log_ratios(found.prior, found.stats, pairs_P2, found.prior.alpha)
+        found = _merged(found, pairs_P2, gain_P / found.stats.count_K[pairs_P2].amin(1), share=0.5)
     return found
 
 
@@ -314,7 +321,7 @@ def satellites(found: Partition, pairs_P2: Tensor) -> Tensor:
     distance from the mean, so that stray points don't count), and its mean lies within four of those radii.
     Clusters that are merely small have radii like their neighbours'.
     """
-    stats = found.stats()
+    stats = found.stats
     mean_KD, count_K = stats.mean_KD(), stats.count_K
     distance_M = (found.x_MD - mean_KD.to(found.x_MD)[found.labels_M]).norm(dim=1)
     by_distance_M = distance_M.argsort()
@@ -341,7 +348,7 @@ def without_satellites(found: Partition) -> Partition:
         pairs_P2 = pairs_P2[satellites(found, pairs_P2)]
         if not len(pairs_P2):
             break
-        mean_KD = found.stats().mean_KD()
+        mean_KD = found.stats.mean_KD()
         distance_P = (mean_KD[pairs_P2[:, 0]] - mean_KD[pairs_P2[:, 1]]).norm(dim=1)
         found = _merged(found, pairs_P2, -distance_P, share=1.0)
     return found
@@ -385,7 +392,7 @@ def _revised(step: Sequence[Partition], settings: MoveSettings) -> Partition:
 
 def _split(found: Partition, settings: MoveSettings) -> Partition:
     """The partition with each cluster cut in two whose halves the evidence and the density hold apart."""
-    stats, num_clusters = found.stats(), found.num_clusters
+    stats, num_clusters = found.stats, found.num_clusters
     side_M = subcluster_labels(found.x_MD, found.labels_M, stats)
     halves = SufficientStats.from_labels(found.x_MD, 2 * found.labels_M + side_M, 2 * num_clusters)
     first_K = 2 * torch.arange(num_clusters, device=side_M.device)
@@ -408,7 +415,7 @@ def _merged_by_evidence(found: Partition) -> Partition:
     if found.num_clusters < 2:
         return found
     pairs_P2 = neighbours(found)
-    gain_P = merge_log_ratios(found.prior, found.stats(), pairs_P2, found.prior.alpha)
+    gain_P = merge_log_ratios(found.prior, found.stats, pairs_P2, found.prior.alpha)
     if not (gain_P > 0).any():
         return found
     return _merged(found, pairs_P2[gain_P > 0], gain_P[gain_P > 0], share=1.0)
