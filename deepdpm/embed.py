@@ -11,7 +11,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import pytorch_lightning as pl
 import torch
@@ -31,6 +31,7 @@ from deepdpm.data.images import Pixels, RawImages
 from deepdpm.features import FrozenFeatures, load_network, pixel_features
 from deepdpm.pretraining import Pretraining, encode_rows
 
+Precision = Literal["32-true", "bf16-mixed"]
 METHODS = ("autoencoder", "n2d", "pretrained")
 PRETRAINING = "pretraining"
 
@@ -77,7 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
     autoencoder.add_argument("--weight-decay", type=float, default=defaults.weight_decay)
     autoencoder.add_argument(
         "--precision",
-        choices=("32-true", "bf16-mixed"),
+        choices=get_args(Precision),
         default="32-true",
         help="bf16-mixed multiplies matrices in 16 bits: faster where the processor can",
     )
@@ -204,7 +205,7 @@ def _autoencoder_codes(dataset: Dataset, options: argparse.Namespace) -> Dataset
 
 
 def pretrain(
-    dataset: Dataset, features: FeaturesSettings, out: Path, seed: int, precision: str = "32-true"
+    dataset: Dataset, features: FeaturesSettings, out: Path, seed: int, precision: Precision = "32-true"
 ) -> Pretraining:
     """Pretrain an autoencoder, from the checkpoint of an interrupted pretraining in `out` if there is one.
 

@@ -3,7 +3,8 @@
 1. Many k-means centres, EM, and merges for as long as the evidence grows: the finest structure that the data
    pay for. One cluster alone is always tried beside it.
 2. Merges of clusters with no valley of the density between them (`separation.py`), the valley's depth asked
-   for growing from step to step; EM after each round.
+   for growing from step to step; EM after each round. Clusters that blur into each other are all merged at
+   one depth, so a step ends when half of them are left, and the next goes on.
 3. Which step to believe: the one whose clusters come back best when each half of the sample is clustered by
    itself (as Lange et al. 2004 ask, measured in nats), the mean over several ways to halve it. Gaussian
    clusters that overlap come back as they are and are not merged; the pieces into which evidence cuts a
@@ -42,6 +43,8 @@ _SMALL_PRODUCT = 500
 # after them, true clusters are likely to have shared a centre; the first only saves the time of finding out.
 _CROWDED = 0.9
 _SPARSE = 0.5
+# Of the clusters, that a step leaves at least; halves keep as much of what the sample is left with.
+_KEPT = 0.5
 _SATELLITE_POINTS = 0.2
 _SATELLITE_RADIUS = 0.4
 _SATELLITE_REACH = 4.0
@@ -148,15 +151,35 @@ def _believed(
     best = _agreement(step, settings.caution)
     allowance = settings.tolerance / found.num_clusters
     for threshold in settings.valleys:
-        leasts = _least_entropies(step, best - allowance)
-        step = [coarsened(one, threshold, least) for one, least in zip(step, leasts, strict=True)]
-        score = _agreement(step, settings.caution)
-        if score > best:
-            best, allowance = score, settings.tolerance / step[0].num_clusters
-        # The coarsest of nearly equal ones; without halves all are equal.
-        if score >= best - allowance:
-            found = step[0]
+        ended = False
+        while not ended:
+            leasts = _least_entropies(step, best - allowance)
+            step, ended = _coarser(step, threshold, leasts)
+            score = _agreement(step, settings.caution)
+            if score > best:
+                best, allowance = score, settings.tolerance / step[0].num_clusters
+            # The coarsest of nearly equal ones; without halves all are equal.
+            if score >= best - allowance:
+                found = step[0]
     return without_satellites(found)
+
+
+def _coarser(
+    step: Sequence[Partition], threshold: float, leasts: Sequence[float]
+) -> tuple[list[Partition], bool]:
+    """The step after this one, and whether the first partition has no more to merge at this threshold.
+
+    Without the limit, 73 pieces of an autoencoder's blurred codes fell to 6 in one step, those of the halves
+    to 2 and to 12, and no two agreed. Halves that merge more easily than the sample wait for it.
+    """
+    fewest = int(_KEPT * step[0].num_clusters)
+    first = coarsened(step[0], threshold, leasts[0], fewest)
+    fewest_in_halves = int(_KEPT * first.num_clusters)
+    halves = [
+        coarsened(half, threshold, least, fewest_in_halves)
+        for half, least in zip(step[1:], leasts[1:], strict=True)
+    ]
+    return [first, *halves], first.num_clusters > fewest
 
 
 def _pairs(num_partitions: int) -> list[tuple[int, int]]:
@@ -296,14 +319,15 @@ def neighbours(partition: Partition) -> Tensor:
     return torch.stack([own_KC, partners_KC], 2).reshape(-1, 2).sort(1).values.unique(dim=0)
 
 
-def coarsened(found: Partition, threshold: float, least_entropy: float) -> Partition:
+def coarsened(found: Partition, threshold: float, least_entropy: float, fewest: int) -> Partition:
     """The partition after merges of all neighbours whose valley is above `threshold` of the lower peak.
 
     Half of the merges that don't touch each other are made in each round, those first that lose the least
-    evidence a point; then EM. It ends as soon as the entropy of the labels is below the least.
+    evidence a point; then EM. It ends as soon as the entropy of the labels is below the least, or no more
+    than the `fewest` clusters are left.
     """
     for _ in range(_MOST_ROUNDS):
-        if found.num_clusters < 2 or found.entropy() < least_entropy:
+        if found.num_clusters <= max(1, fewest) or found.entropy() < least_entropy:
             break
         pairs_P2, ratio_P = found.valleys
         pairs_P2 = pairs_P2[ratio_P > threshold]

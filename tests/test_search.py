@@ -10,7 +10,16 @@ import deepdpm.search as search_module
 from deepdpm.metrics import evaluate
 from deepdpm.moves import MoveSettings
 from deepdpm.priors import NormalPrior, PriorSettings
-from deepdpm.search import expectation_maximisation, revise, satellites, search, without_satellites
+from deepdpm.search import (
+    _coarser,
+    coarsened,
+    expectation_maximisation,
+    finest,
+    revise,
+    satellites,
+    search,
+    without_satellites,
+)
 from deepdpm.stats import SufficientStats
 
 
@@ -91,6 +100,24 @@ def test_giving_up_what_cannot_be_believed_any_more_changes_nothing(monkeypatch:
     monkeypatch.setattr("deepdpm.search._least_entropies", lambda *_: never)
     assert torch.equal(found(x_MD)[0], early_M)
     assert early < len(merges) - early
+
+
+def test_clusters_that_blur_into_each_other_are_merged_in_steps_that_leave_half() -> None:
+    x_MD = (0.8 * torch.randn(2000, 3, generator=torch.Generator().manual_seed(4))).exp()
+    prior = PriorSettings().make(SufficientStats.from_weights(x_MD, torch.ones(2000, 1)))
+    settings, coins, never = MoveSettings(), torch.Generator().manual_seed(0), -float("inf")
+    step = [finest(x_BD, prior, settings, coins) for x_BD in (x_MD, x_MD[:1000], x_MD[1000:])]
+    at_once = coarsened(step[0], 0.9, never, fewest=0)
+    sizes, ended = [step[0].num_clusters], False
+    while not ended:
+        before, (step, ended) = step, _coarser(step, 0.9, [never] * 3)
+        sizes.append(step[0].num_clusters)
+        # The round that reaches the limit may merge a quarter more.
+        assert sizes[-1] >= int(3 / 8 * sizes[-2])
+        for half, earlier in zip(step[1:], before[1:], strict=True):
+            assert half.num_clusters >= min(earlier.num_clusters, int(3 / 8 * sizes[-1]))
+    assert len(sizes) > 3
+    assert torch.equal(step[0].labels_M, at_once.labels_M)
 
 
 def test_sample_and_centres_are_doubled_until_centres_are_enough() -> None:
