@@ -335,7 +335,8 @@ def features_loss(
         return loss, loss, code_BL
     code_BL, other_BL = (model.encode(disturbed()).to(x_BD) for _ in range(2))
     reconstruction = reconstruction_loss(x_BD, model.decode(code_BL.detach()))
-    return contrast_loss(code_BL, other_BL) + reconstruction, reconstruction, code_BL
+    with torch.autocast(x_BD.device.type, enabled=False):
+        return contrast_loss(code_BL, other_BL) + reconstruction, reconstruction, code_BL
 
 
 PUBLISHED_CONV_NAMES = {

@@ -250,7 +250,8 @@ class JointModule(DeepDPMModule):
         )
         regularization = torch.zeros_like(reconstruction)
         if self.phase.kind == "features":
-            regularization = self._regularization(self.transform(code_BL), index_B)
+            with torch.autocast(self.device.type, enabled=False):
+                regularization = self._regularization(self.transform(code_BL), index_B)
             loss = self.alternation.lambda_ * loss + 0.5 * self.alternation.beta * regularization
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
