@@ -1,6 +1,7 @@
 """What a run leaves in its folder, written whole or not at all."""
 
 import contextlib
+import gc
 import datetime
 import json
 import os
@@ -159,6 +160,7 @@ def device_name(device: torch.device) -> str:
 
 def reset_peak_memory() -> None:
     """Begin to measure anew, where the system allows it: a sweep runs many jobs in one process."""
+    gc.collect()  # else what an earlier job has left may be given back while this one is measured
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
     if torch.cuda.is_available() and torch.cuda.is_initialized():
