@@ -1,8 +1,8 @@
 """What a run leaves in its folder, written whole or not at all."""
 
 import contextlib
-import gc
 import datetime
+import gc
 import json
 import os
 import platform
