@@ -15,6 +15,12 @@ matplotlib.use("Agg")
 torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def _same_weights_each_time() -> None:
+    """Nets are drawn from torch's own generator; one draw in fifteen had a dead layer, which a test stumbled on."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def data_root() -> Path:
     """The folder with the published codes; tests of them are skipped where it is absent."""
