@@ -17,7 +17,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture(autouse=True)
 def _same_weights_each_time() -> None:
-    """Nets are drawn from torch's own generator; one draw in fifteen had a dead layer, which a test stumbled on."""
+    """Nets are drawn from torch's own generator, and one in fifteen had a dead layer."""
     torch.manual_seed(0)
 
 
