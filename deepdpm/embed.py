@@ -215,6 +215,7 @@ def pretrain(
     pl.seed_everything(seed, verbose=False)
     data = CodesDataModule(dataset, batch_size=features.pretrain_batch_size, seed=seed)
     module = Pretraining(features, data.num_dims, dataset.image_shape, seed)
+    module.save_hyperparameters({"precision": precision})
     if features.weights is not None or features.pretrain_epochs == 0:
         return module
     checkpoint = out / PRETRAINING / "last.ckpt"

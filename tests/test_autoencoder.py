@@ -187,7 +187,6 @@ def test_by_contrast_points_come_apart_more_than_their_copies(generator: torch.G
 def test_in_16_bits_losses_are_nearly_those_of_32(objective: Objective, generator: torch.Generator) -> None:
     x_BD = torch.randn(32, 64, generator=generator)
     model = StridedAutoencoder((1, 8, 8), 3)
-
     settings = FeaturesSettings(kind="strided", objective=objective, augment=0.5)
 
     def results(in_16_bits: bool) -> tuple[torch.Tensor, ...]:

@@ -71,8 +71,9 @@ def test_an_interrupted_pretraining_goes_on_to_the_bit(
         with pytest.raises(RuntimeError, match="power cut"):
             main(["digits", "parts", *arguments])
     assert not Path("parts/train_data.pt").exists()
-    with pytest.raises(SystemExit, match="begun with other settings"):
-        main(["digits", "parts", *arguments, "--lr", "0.1"])
+    for other in (["--lr", "0.1"], ["--precision", "bf16-mixed"]):
+        with pytest.raises(SystemExit, match="begun with other settings"):
+            main(["digits", "parts", *arguments, *other])
 
     epochs = []
     with monkeypatch.context() as patch:
