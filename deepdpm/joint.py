@@ -26,7 +26,7 @@ from deepdpm.priors import PriorSettings
 from deepdpm.processes import average_gradients, share_from_first, sum_over_processes
 from deepdpm.settings import ModelSettings, OptimizerSettings, ScheduleSettings, from_plain, to_plain
 from deepdpm.state import Progress, generator_at, load_random_states, save_random_states
-from deepdpm.stats import SufficientStats
+from deepdpm.stats import SufficientStats, squared_spacing
 
 TRACE_COLUMNS = ("phase", "alternation", "reconstruction_loss", "regularization_loss")
 
@@ -207,7 +207,7 @@ class JointModule(DeepDPMModule):
         scale = len(self._train_points()) / len(sample_ME)
         empirical = self.prior_settings.scale == "empirical"
         basis = self._total(device) if empirical or not keeps_centres else restart.as_one_set(centres_KE)
-        prior = self.prior_settings.make(basis, earlier)
+        prior = self.prior_settings.make(basis, earlier, squared_spacing(sample_ME))
         if keeps_centres:
             fresh = restart.from_centres(prior, centres_KE, sample_ME, scale)
         else:

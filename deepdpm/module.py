@@ -36,7 +36,7 @@ from deepdpm.state import (
     save_random_states,
     to_device,
 )
-from deepdpm.stats import SufficientStats
+from deepdpm.stats import SufficientStats, squared_spacing
 from deepdpm.transforms import Transform
 
 __all__ = ["DeepDPMModule", "ModelSettings", "MoveSettings", "OptimizerSettings", "ScheduleSettings"]
@@ -167,10 +167,11 @@ class DeepDPMModule(ClusteringModel):
         self._fit_transform(device)
         self._build_nets(self.transform.num_dims, self.model.init_k)
         self.cluster_net.to(device), self.subcluster_nets.to(device)
+        sample_ME = self._sample(MOST_POINTS, device, self.generator)
         self.state = structure.start_clusters(
-            self.prior_settings.make(self._total(device), earlier_clusterings),
+            self.prior_settings.make(self._total(device), earlier_clusterings, squared_spacing(sample_ME)),
             structure.Learners(self.cluster_net, self.subcluster_nets),
-            self._sample(MOST_POINTS, device, self.generator),
+            sample_ME,
             len(self._train_points()),
             self.model,
             self.generator,

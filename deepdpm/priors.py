@@ -35,9 +35,11 @@ class NormalPrior(ABC):
 
     `fitted` names the hyperparameters that `fit_empirical_bayes` may change. With a
     `maximum_likelihood_floor` the M-step leaves the prior out (the authors' `use_priors = 0`) and adds the
-    floor to the variances instead.
+    floor to the variances instead. `noise` is the variance that measuring a point adds in every direction:
+    wherever a scatter S of n points is used, it is `S + n noise I`, its mean over the noise. So no cluster
+    gains evidence without end from a direction in which its points happen to be equal.
 
-    Shapes: mean_D (D,) and psi, (D, D) or (D,), are float64; kappa > 0 and nu are numbers.
+    Shapes: mean_D (D,) and psi, (D, D) or (D,), are float64; kappa > 0, nu and noise >= 0 are numbers.
     """
 
     mean_D: Tensor
@@ -48,6 +50,7 @@ class NormalPrior(ABC):
     dirichlet_count: float = 0.1
     fitted: tuple[Hyperparameter, ...] = ()
     maximum_likelihood_floor: float | None = None
+    noise: float = 0.0
 
     @property
     def num_dims(self) -> int:
@@ -114,9 +117,13 @@ class NormalPrior(ABC):
         """`Psi* = Psi + S + kappa n / (kappa + n) (xbar - m)(xbar - m)^T` of K sets, with a leading K."""
         offset_KD = stats.mean_KD() - self.mean_D
         shrink_K = self.kappa * stats.count_K / (self.kappa + stats.count_K)
-        return (
-            self.psi + self._psi_of(stats.scatter_KDD()) + self._outer(offset_KD * shrink_K.sqrt()[:, None])
-        )
+        return self.psi + self.scatter(stats) + self._outer(offset_KD * shrink_K.sqrt()[:, None])
+
+    def scatter(self, stats: SufficientStats) -> Tensor:
+        """`S + n noise I` of K sets in the form of Psi, with a leading K."""
+        scatter_KDD = stats.scatter_KDD()
+        scatter_KDD.diagonal(dim1=-2, dim2=-1).add_(self.noise * stats.count_K[:, None])
+        return self._psi_of(scatter_KDD)
 
     def posterior(self, stats: SufficientStats, k: int) -> Self:
         """The prior after set k has been seen: again a prior, with `kappa + n` and `nu + n`.
@@ -146,9 +153,7 @@ class NormalPrior(ABC):
 
     def _maximum_likelihood(self, stats: SufficientStats, floor: float) -> tuple[Tensor, Tensor]:
         occupied_K = stats.count_K > 0
-        spread = (
-            self._matrices(self._psi_of(stats.scatter_KDD())) / stats.count_K.clamp_min(1e-300)[:, None, None]
-        )
+        spread = self._matrices(self.scatter(stats)) / stats.count_K.clamp_min(1e-300)[:, None, None]
         spread = spread + floor * torch.eye(self.num_dims, dtype=spread.dtype, device=spread.device)
         means_KD = torch.where(occupied_K[:, None], stats.mean_KD(), self.mean_D)
         return means_KD, torch.where(occupied_K[:, None, None], spread, self.mode_covariance_DD())
@@ -321,8 +326,8 @@ def _floored(prior: NormalPrior, psi: Tensor, stats: SufficientStats) -> Tensor:
 def _better_start(prior: NormalPrior, stats: SufficientStats) -> NormalPrior:
     # From a Psi of the wrong size the fixed point moves slowly where sets are small: offer it the pooled
     # covariance within the sets.
-    within_DD = stats.scatter_KDD().sum(0) / stats.count_K.sum()
-    pooled = replace(prior, psi=_floored(prior, prior.nu * prior._psi_of(within_DD), stats))
+    within = prior.scatter(stats).sum(0) / stats.count_K.sum()
+    pooled = replace(prior, psi=_floored(prior, prior.nu * within, stats))
     return pooled if pooled.log_marginal(stats).sum() > prior.log_marginal(stats).sum() else prior
 
 
@@ -348,7 +353,7 @@ def _fit_nu(prior: NormalPrior, stats: SufficientStats) -> NormalPrior:
 def _fit_kappa(prior: NormalPrior, stats: SufficientStats) -> NormalPrior:
     kappa_G = torch.tensor(_KAPPAS, dtype=torch.float64, device=prior.psi.device)[:, None]
     shrink_GK = kappa_G * stats.count_K / (kappa_G + stats.count_K)
-    base = prior.psi + prior._psi_of(stats.scatter_KDD())
+    base = prior.psi + prior.scatter(stats)
     log_dets_GK = prior._log_dets_of_kappa(base, stats.mean_KD() - prior.mean_D, shrink_GK)
     evidence_GK = prior._log_marginal(
         stats.count_K, prior.nu, kappa_G, prior._log_det(prior.psi), log_dets_GK
@@ -380,6 +385,10 @@ class PriorSettings:
             evens out unequal clusters).
         use_prior: False takes maximum-likelihood estimates in the M-step. Moves still use the prior.
         cov_const: what is then added to each variance.
+        noise: of measurement, in every direction: its squared length over the squared distance to the nearest
+            point (`deepdpm.stats.squared_spacing`). By default it is half as long as that distance: anything
+            smaller says nothing of clusters, but without noise it decides the evidence (pixels that are
+            blank in all images but a few, whole numbers, columns that nearly repeat each other). 0: none.
 
     Raises:
         ValueError: a value out of range, naming the setting.
@@ -401,14 +410,17 @@ class PriorSettings:
     dirichlet_count: float = 1e-6
     use_prior: bool = True
     cov_const: float = 0.005
+    noise: float = 0.25
 
     def __post_init__(self) -> None:
         check_choices(self, "prior")
         check_positive(self, "prior", ("alpha", "kappa", "sigma_scale", "sigma_scale_step", "cov_const"))
-        check_least(self, "prior", {"dirichlet_count": 0})
+        check_least(self, "prior", {"dirichlet_count": 0, "noise": 0})
 
-    def make(self, total: SufficientStats, earlier_clusterings: int = 0) -> NormalPrior:
-        """The prior for data with these statistics (one set, all points).
+    def make(
+        self, total: SufficientStats, earlier_clusterings: int = 0, squared_spacing: float = 0.0
+    ) -> NormalPrior:
+        """The prior for data with these statistics (one set, all points) and this squared spacing.
 
         Raises:
             ValueError: nu below D + 1.
@@ -436,6 +448,7 @@ class PriorSettings:
             dirichlet_count=self.dirichlet_count if self.pi_prior == "uniform" else 0.0,
             fitted=tuple(free) if empirical else (),
             maximum_likelihood_floor=None if self.use_prior else self.cov_const,
+            noise=self.noise * squared_spacing,
         )
         covariance_DD = total.scatter_KDD()[0] / total.count_K.clamp_min(1)
         if empirical:

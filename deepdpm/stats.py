@@ -5,12 +5,14 @@ Legend: N points, D dimensions, K sets (clusters or subclusters), B points of a 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 _CHUNK_ELEMENTS = 1_000_000
+_MOST_SPACED = 2000
 
 
 @dataclass(frozen=True)
@@ -180,3 +182,19 @@ class SufficientStats:
         mean_KD = self.mean_KD()
         scatter_KDD = self.outer_KDD - self.count_K[:, None, None] * mean_KD[:, :, None] * mean_KD[:, None, :]
         return (scatter_KDD + scatter_KDD.mT) / 2
+
+
+def squared_spacing(x_ND: Tensor) -> float:
+    """The median squared distance from a point to the nearest that differs from it, per dimension.
+
+    Of at most 2,000 points, evenly taken; 0 if no two differ.
+
+    >>> squared_spacing(torch.tensor([[0.0, 0.0], [0.0, 0.0], [0.0, 2.0], [5.0, 2.0]]))
+    2.0
+    """
+    x_MD = x_ND[:: math.ceil(len(x_ND) / _MOST_SPACED)]
+    # Products would leave equal points some rounding error apart.
+    distance_MM = torch.cdist(x_MD, x_MD, compute_mode="donot_use_mm_for_euclid_dist")
+    nearest_M = distance_MM.masked_fill(distance_MM == 0, math.inf).amin(1)
+    nearest = float(nearest_M.median())
+    return nearest**2 / x_ND.shape[1] if math.isfinite(nearest) else 0.0

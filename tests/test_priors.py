@@ -111,6 +111,24 @@ def test_the_map_estimate_is_the_mode_of_the_posterior(kind: type[NormalPrior]) 
     assert root.grad.abs().max() < 1e-9
 
 
+@pytest.mark.parametrize("kind", [NIW, NIG])
+def test_noise_is_what_points_scattered_by_it_would_give(kind: type[NormalPrior]) -> None:
+    # Each point as 2 D of weight 1 / (2 D), shifted along the axes: their variance is the noise's.
+    noise, x_ND = 0.7, draw(8, N, D)
+    step_SD = math.sqrt(D * noise) * torch.cat([torch.eye(D), -torch.eye(D)]).double()
+    scattered_MD = (x_ND[:, None] + step_SD).reshape(-1, D)
+    scattered = SufficientStats.from_weights(scattered_MD, torch.full((2 * D * N, 1), 1 / (2 * D)))
+    plain, noisy = make(kind), replace(make(kind), noise=noise)
+    torch.testing.assert_close(noisy.log_marginal(one(x_ND)), plain.log_marginal(scattered))
+    for got, expected in zip(noisy.map_estimate(one(x_ND)), plain.map_estimate(scattered), strict=True):
+        torch.testing.assert_close(got, expected)
+    free = ("psi", "nu", "kappa")
+    fitted = fit_empirical_bayes(replace(noisy, fitted=free), one(x_ND))
+    expected = fit_empirical_bayes(replace(plain, fitted=free), scattered)
+    torch.testing.assert_close(fitted.psi, expected.psi)
+    assert (fitted.nu, fitted.kappa) == (expected.nu, expected.kappa)
+
+
 def test_a_cluster_without_points_has_the_mode_of_the_prior() -> None:
     for prior in (make(NIW), make(NIG)):
         means_KD, covariances_KDD = prior.map_estimate(SufficientStats.zeros(2, D))
@@ -210,6 +228,7 @@ def test_weights_are_smoothed_by_the_dirichlet_count() -> None:
         ({"kappa": 0.0}, "prior.kappa must be a positive number"),
         ({"alpha": -1.0}, "prior.alpha must be a positive number"),
         ({"dirichlet_count": -0.1}, "prior.dirichlet_count must be at least 0"),
+        ({"noise": -0.1}, "prior.noise must be at least 0"),
     ],
 )
 def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> None:

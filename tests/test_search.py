@@ -8,10 +8,14 @@ from torch import Tensor
 
 import deepdpm.search as search_module
 from deepdpm.metrics import evaluate
+from deepdpm.mixture import Mixture
 from deepdpm.moves import MoveSettings
-from deepdpm.priors import NormalPrior, PriorSettings
+from deepdpm.priors import NormalPrior, PriorSettings, fit_empirical_bayes
 from deepdpm.search import (
+    Partition,
+    _agreement,
     _coarser,
+    _worth,
     coarsened,
     expectation_maximisation,
     finest,
@@ -20,7 +24,7 @@ from deepdpm.search import (
     search,
     without_satellites,
 )
-from deepdpm.stats import SufficientStats
+from deepdpm.stats import SufficientStats, squared_spacing
 
 
 def found(x_MD: Tensor, seed: int = 0, settings: MoveSettings | None = None) -> tuple[Tensor, NormalPrior]:
@@ -209,11 +213,55 @@ def test_a_search_joins_a_satellite_and_later_searches_leave_it() -> None:
 
 
 def test_caution_decides_whether_pieces_that_wander_are_believed() -> None:
-    # A ring has no clusters, but any number of pieces whose borders lie anywhere.
-    angle_M = 2 * torch.pi * torch.rand(3000, generator=torch.Generator().manual_seed(0))
-    ring_MD = torch.stack([angle_M.cos(), angle_M.sin()], 1)
-    ring_MD += 0.05 * torch.randn(3000, 2, generator=torch.Generator().manual_seed(1))
+    # Evidence cuts one skewed cluster into dozens of pieces, whose borders lie anywhere.
+    skewed_MD = (0.6 * torch.randn(1500, 3, generator=torch.Generator().manual_seed(3))).exp()
     bold, careful = (
-        found(ring_MD, settings=MoveSettings(caution=caution))[0].max() for caution in (0.0, 5.0)
+        found(skewed_MD, settings=MoveSettings(caution=caution))[0].max() for caution in (0.0, 1.5)
     )
-    assert careful < bold
+    assert bold > 5
+    assert careful == 0
+
+
+def test_what_nothing_confirms_is_weighed_by_what_it_says() -> None:
+    x_MD = torch.rand(2000, 2, generator=torch.Generator().manual_seed(0))
+    prior = PriorSettings().make(SufficientStats.from_weights(x_MD, torch.ones(2000, 1)))
+
+    def cut(dim: int, quantile: float) -> Partition:
+        # Two Gaussians as far apart as the cube is wide: each takes one side of the cut.
+        place, away = x_MD[:, dim].quantile(quantile), torch.eye(2)[dim]
+        means_KD = torch.stack([(place + 1) * away, (place - 1) * away]).double()
+        mixture = Mixture(torch.ones(2) / 2, means_KD, torch.eye(2).double().expand(2, 2, 2))
+        log_joint_MK = mixture.log_joint_NK(x_MD)
+        return Partition(x_MD, log_joint_MK.argmax(1), mixture, prior, log_joint_MK)
+
+    even = [cut(0, 0.5), cut(1, 0.5), cut(1, 0.5)]
+    crumbs = [cut(0, 0.03), cut(1, 0.03), cut(1, 0.03)]
+    one, two = expectation_maximisation(x_MD, torch.zeros(2000).long(), prior, 1), cut(0, 0.5)
+    assert _agreement(even, 1.5) < _agreement(crumbs, 1.5) < 0
+    assert _worth(crumbs, 1.5) == pytest.approx(_worth(even, 1.5), rel=0.1)
+    assert _worth([two, two, two], 1.5) == _agreement([two, two, two], 1.5) > 0
+    assert _worth([one, one, one], 1.5) == 0
+    assert _worth([one, two, one], 1.5) == -torch.inf
+
+
+@pytest.mark.parametrize(("distance", "expected"), [(2.4, 1), (3.8, 2)])
+def test_clusters_divided_by_a_deep_valley_do_not_end_as_one(distance: float, expected: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels_M = torch.arange(2000) % 2
+    x_MD = torch.randn(2000, 2, generator=generator) + distance * labels_M[:, None] * torch.eye(2)[0]
+    # So much caution that nothing is confirmed.
+    found_M, _ = found(x_MD, settings=MoveSettings(caution=50.0))
+    assert found_M.max() + 1 == expected
+
+
+@pytest.mark.parametrize(("noise", "pays"), [(0.0, True), (PriorSettings.noise, False)])
+def test_differences_far_below_the_spacing_of_points_are_noise(noise: float, pays: bool) -> None:
+    x_MD, _ = blobs(1, 2, 400)
+    flag_M = torch.arange(400) % 2
+    flagged_MD = torch.cat([x_MD, 0.003 * flag_M[:, None]], 1)
+    stats = SufficientStats.from_labels(flagged_MD, flag_M, 2)
+    settings = PriorSettings(noise=noise)
+    prior = settings.make(stats.total(), squared_spacing=squared_spacing(flagged_MD))
+    apart, together = fit_empirical_bayes(prior, stats, 5), fit_empirical_bayes(prior, stats.total(), 5)
+    gain = apart.log_marginal(stats).sum() - together.log_marginal(stats.total()).sum()
+    assert bool(gain > 100) == pays

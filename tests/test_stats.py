@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
 from deepdpm.linalg import NotPositiveDefiniteError, cholesky
-from deepdpm.stats import SufficientStats
+from deepdpm.stats import SufficientStats, squared_spacing
 
 N, D, K = 300, 4, 5
 
@@ -92,3 +93,12 @@ def test_jitter_goes_only_where_a_factor_fails() -> None:
 def test_what_cannot_be_factored_is_said(matrix: Tensor) -> None:
     with pytest.raises(NotPositiveDefiniteError, match="covariance"):
         cholesky(matrix)
+
+
+def test_the_spacing_is_the_distance_to_the_nearest_point_that_differs(x_ND: Tensor) -> None:
+    distance_N = NearestNeighbors(n_neighbors=2).fit(x_ND.numpy()).kneighbors()[0][:, 0]
+    expected = float(torch.from_numpy(distance_N).quantile(0.5, interpolation="lower")) ** 2 / x_ND.shape[1]
+    assert squared_spacing(x_ND) == pytest.approx(expected)
+    assert squared_spacing(torch.cat([x_ND, x_ND])) == pytest.approx(expected)
+    assert squared_spacing(100 * x_ND + 5) == pytest.approx(1e4 * expected, rel=1e-4)
+    assert squared_spacing(torch.ones(7, 2)) == 0
