@@ -47,6 +47,8 @@ _SPARSE = 0.5
 _KEPT = 0.5
 # One cluster is believed only if nothing in it was ever divided by a valley deeper than this.
 _BLURRED = 0.5
+# Of what a finer step says beyond a coarser one, in nats, so much has to be confirmed.
+_CONFIRMED = 0.3
 _SATELLITE_POINTS = 0.2
 _SATELLITE_RADIUS = 0.4
 _SATELLITE_REACH = 4.0
@@ -150,20 +152,22 @@ def _believed(
     if can_double and found.num_clusters > _CROWDED * settings.seeds:
         return None
     step = [found] + [finest(x_MD[row], prior, settings, generator) for row in rows[1:]]
-    best = _worth(step, settings.caution)
-    allowance = settings.tolerance / found.num_clusters
+    best, finer = _worth(step, settings.caution), found
     for threshold in settings.valleys:
         ended = False
         while not ended:
-            leasts = _least_entropies(step, best - allowance)
+            least = best - max(settings.tolerance / finer.num_clusters, _CONFIRMED * finer.entropy())
+            leasts = _least_entropies(step, least)
             step, ended = _coarser(step, threshold, leasts)
             if threshold < _BLURRED and all(partition.num_clusters == 1 for partition in step):
                 continue
             score = _worth(step, settings.caution)
             if score > best:
-                best, allowance = score, settings.tolerance / step[0].num_clusters
+                best, finer = score, step[0]
             # The coarsest of nearly equal ones; without halves all are equal.
-            if score >= best - allowance:
+            if score >= best - settings.tolerance / finer.num_clusters or _says_enough(
+                score, step[0].entropy(), best, finer.entropy()
+            ):
                 found = step[0]
     return without_satellites(found)
 
@@ -185,6 +189,18 @@ def _coarser(
         for half, least in zip(step[1:], leasts[1:], strict=True)
     ]
     return [first, *halves], first.num_clusters > fewest
+
+
+def _says_enough(score: float, entropy: float, finer_score: float, finer_entropy: float) -> bool:
+    """Whether too little is confirmed of what a finer step says beyond a coarser one, all in nats.
+
+    The coarser one must itself be confirmed in as large a part.
+
+    >>> _says_enough(2.23, 2.22, 2.28, 2.5), _says_enough(0.02, 0.6, 0.25, 1.5)
+    (True, False)
+    """
+    lost_little = finer_score - score <= _CONFIRMED * (finer_entropy - entropy)
+    return lost_little and score * finer_entropy >= finer_score * entropy
 
 
 def _worth(step: Sequence[Partition], caution: float) -> float:

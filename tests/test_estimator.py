@@ -12,7 +12,7 @@ import polars
 import pytest
 import torch
 from sklearn.base import clone
-from sklearn.datasets import make_blobs
+from sklearn.datasets import load_iris, make_blobs
 from sklearn.metrics import adjusted_rand_score
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
@@ -23,6 +23,7 @@ from deepdpm import DeepDPM
 from deepdpm.data.synthetic import SyntheticGrid
 from deepdpm.parameters import KINDS
 from deepdpm.settings import from_plain
+from deepdpm.stats import squared_spacing
 
 FAST = {"max_epochs": 12, "polish_steps": 20}
 
@@ -259,3 +260,13 @@ def test_verbose_tells_of_each_epoch(
     DeepDPM(max_epochs=2).fit(blobs[0])
     said = capsys.readouterr()
     assert said.out + said.err == ""
+
+
+@pytest.mark.parametrize(("share", "settings"), [(0.25, None), (0.0, {"prior.noise": 0.0})])
+def test_points_count_as_measured_with_noise_of_half_their_spacing(
+    share: float, settings: dict[str, float] | None
+) -> None:
+    points = load_iris().data
+    model = DeepDPM(max_epochs=1, settings=settings).fit(points)
+    code_NE = model.module_.transform(torch.as_tensor(points, dtype=torch.float32))
+    assert model.module_.clusters.prior.noise == pytest.approx(share * squared_spacing(code_NE))

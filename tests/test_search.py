@@ -15,6 +15,7 @@ from deepdpm.search import (
     Partition,
     _agreement,
     _coarser,
+    _says_enough,
     _worth,
     coarsened,
     expectation_maximisation,
@@ -242,6 +243,15 @@ def test_what_nothing_confirms_is_weighed_by_what_it_says() -> None:
     assert _worth([two, two, two], 1.5) == _agreement([two, two, two], 1.5) > 0
     assert _worth([one, one, one], 1.5) == 0
     assert _worth([one, two, one], 1.5) == -torch.inf
+
+
+def test_a_finer_step_has_to_be_confirmed_for_what_it_adds() -> None:
+    # Of the .5 nats that the finer one adds, .1 and then .4 are confirmed.
+    assert _says_enough(1.9, 2.0, 2.0, 2.5)
+    assert not _says_enough(1.6, 2.0, 2.0, 2.5)
+    # Two clusters of six that are hardly confirmed at all: 1.2 of 1.8 nats, against .3 of .7.
+    assert not _says_enough(0.3, 0.7, 0.6, 1.2)
+    assert _says_enough(0.3, 0.6, 0.6, 1.8)
 
 
 @pytest.mark.parametrize(("distance", "expected"), [(2.4, 1), (3.8, 2)])
