@@ -33,8 +33,8 @@ class MoveSettings:
             is higher than this fraction of its lower peak.
         caution: "search": of all steps that one is believed whose clusters come back best from the halves of
             the sample; a nat of information that differs costs so many nats that agree.
-        tolerance: "search": the coarsest step is taken within so many nats of the best, for each point of a
-            typical cluster: cutting one exactly in two is worth log 2.
+        tolerance: "search": a coarser step is believed if it is worth at most so many nats less than a finer
+            one, and at most .3 of what it leaves unsaid.
         halvings: "search": so often the sample is cut in halves anew, and the mean decides.
         min_half: "search": halves of fewer points are not tried; then the last step of merging counts.
         clear_valley: "search": later steps split a cluster if the valley between its halves is lower.
@@ -58,7 +58,7 @@ class MoveSettings:
     seeds: int = 128
     valleys: tuple[float, ...] = (0.9, 0.75, 0.6, 0.5, 0.4, 0.3, 0.2)
     caution: float = 1.5
-    tolerance: float = 0.6
+    tolerance: float = 0.1
     halvings: int = 2
     min_half: int = 50
     clear_valley: float = 0.2

@@ -8,7 +8,8 @@
 3. Which step to believe: the one whose clusters come back best when each half of the sample is clustered by
    itself (as Lange et al. 2004 ask, measured in nats), the mean over several ways to halve it. Gaussian
    clusters that overlap come back as they are and are not merged; the pieces into which evidence cuts a
-   curved or heavy-tailed cluster do not.
+   curved or heavy-tailed cluster do not. Where nothing is confirmed, what is wrong is weighed by all that a
+   step says.
 4. Satellites, small clumps within the reach of a much larger cluster, are joined to it.
 
 Legend: M points, D dimensions, K clusters, P pairs.
@@ -39,16 +40,17 @@ _SHARED = 3
 _MOST_ROUNDS = 60
 # K times D, up to which one product with all weights, most of them zeros, is faster than sums by label.
 _SMALL_PRODUCT = 500
-# Of the centres. With more clusters than the first share before any merge by density, or than the second
-# after them, true clusters are likely to have shared a centre; the first only saves the time of finding out.
-_CROWDED = 0.9
+# Of the centres: with more clusters, true ones are likely to have shared a centre.
 _SPARSE = 0.5
 # Share of the sample's clusters that a step leaves, and, of those, of clusters in the halves.
 _KEPT = 0.5
 # One cluster is believed only if nothing in it was ever divided by a valley deeper than this.
 _BLURRED = 0.5
-# Of what a finer step says beyond a coarser one, in nats, so much has to be confirmed.
+# Of the entropy that a finer step has beyond a coarser one, more than so much has to be confirmed.
 _CONFIRMED = 0.3
+_CLUSTERS_PER_MERGE = 16
+# Responsibilities below this are none: their squares are subnormal numbers, thirty times as slow.
+_NOT_SHARED = 1e-15
 _SATELLITE_POINTS = 0.2
 _SATELLITE_RADIUS = 0.4
 _SATELLITE_REACH = 4.0
@@ -108,8 +110,11 @@ def search(
     while True:
         x_MD = draw(settings.sample_size)
         can_double = len(x_MD) < num_points
-        found = _believed(x_MD, prior, settings, generator, can_double)
-        if found is not None and (not can_double or found.num_clusters <= _SPARSE * settings.seeds):
+        rows = _rows(x_MD, settings, generator)
+        found = finest(x_MD, prior, settings, generator)
+        if not can_double or found.num_clusters <= _SPARSE * settings.seeds:
+            halves = [finest(x_MD[row], prior, settings, generator) for row in rows[1:]]
+            found = _believed([found, *halves], settings)
             return x_MD, found.labels_M, found.prior
         settings = replace(settings, seeds=2 * settings.seeds, sample_size=2 * settings.sample_size)
 
@@ -143,31 +148,19 @@ def _rows(x_MD: Tensor, settings: MoveSettings, generator: torch.Generator) -> l
     return rows
 
 
-def _believed(
-    x_MD: Tensor, prior: NormalPrior, settings: MoveSettings, generator: torch.Generator, can_double: bool
-) -> Partition | None:
-    """The step of merging that the halves confirm; None if centres are too few, where they can be doubled."""
-    rows = _rows(x_MD, settings, generator)
-    found = finest(x_MD, prior, settings, generator)
-    if can_double and found.num_clusters > _CROWDED * settings.seeds:
-        return None
-    step = [found] + [finest(x_MD[row], prior, settings, generator) for row in rows[1:]]
-    best, finer = _worth(step, settings.caution), found
+def _believed(step: Sequence[Partition], settings: MoveSettings) -> Partition:
+    """The step of merging that the halves confirm, from the finest on: the sample's partition of it."""
+    best, finer, found = _worth(step, settings.caution), step[0], step[0]
     for threshold in settings.valleys:
         ended = False
         while not ended:
-            least = best - max(settings.tolerance / finer.num_clusters, _CONFIRMED * finer.entropy())
-            leasts = _least_entropies(step, least)
-            step, ended = _coarser(step, threshold, leasts)
+            step, ended = _coarser(step, threshold, _least_entropies(step, best - settings.tolerance))
             if threshold < _BLURRED and all(partition.num_clusters == 1 for partition in step):
                 continue
             score = _worth(step, settings.caution)
             if score > best:
                 best, finer = score, step[0]
-            # The coarsest of nearly equal ones; without halves all are equal.
-            if score >= best - settings.tolerance / finer.num_clusters or _says_enough(
-                score, step[0].entropy(), best, finer.entropy()
-            ):
+            if _suffices(best - score, finer.entropy() - step[0].entropy(), settings.tolerance):
                 found = step[0]
     return without_satellites(found)
 
@@ -191,16 +184,16 @@ def _coarser(
     return [first, *halves], first.num_clusters > fewest
 
 
-def _says_enough(score: float, entropy: float, finer_score: float, finer_entropy: float) -> bool:
-    """Whether too little is confirmed of what a finer step says beyond a coarser one, all in nats.
+def _suffices(lost: float, unsaid: float, tolerance: float) -> bool:
+    """Whether a coarser step is believed that is worth so much less than a finer one, and says so much less.
 
-    The coarser one must itself be confirmed in as large a part.
+    All in nats. True clusters that a coarser step joins lose nearly all that it leaves unsaid; pieces of a
+    curved one, noise and dents lose little, or gain. Without halves nothing is lost.
 
-    >>> _says_enough(2.23, 2.22, 2.28, 2.5), _says_enough(0.02, 0.6, 0.25, 1.5)
-    (True, False)
+    >>> _suffices(0.05, 0.3, 0.1), _suffices(0.01, 0.012, 0.1), _suffices(0.6, 2.9, 0.1)
+    (True, False, False)
     """
-    lost_little = finer_score - score <= _CONFIRMED * (finer_entropy - entropy)
-    return lost_little and score * finer_entropy >= finer_score * entropy
+    return lost <= min(tolerance, _CONFIRMED * max(unsaid, 0.0))
 
 
 def _worth(step: Sequence[Partition], caution: float) -> float:
@@ -333,7 +326,7 @@ def _evidence(partition: Partition) -> float:
 def neighbours(partition: Partition) -> Tensor:
     """Pairs (P, 2) worth a merge: each cluster with those it shares most points with, and the nearest."""
     num_clusters = partition.num_clusters
-    posterior_MK = partition.log_joint_MK.softmax(1)
+    posterior_MK = torch.nn.functional.threshold(partition.log_joint_MK.softmax(1), _NOT_SHARED, 0.0)
     shared_KK = (posterior_MK.T @ posterior_MK).double()
     own_K = shared_KK.diagonal().clamp_min(torch.finfo(torch.float64).tiny).sqrt()
     shared_KK = shared_KK / own_K[:, None] / own_K
@@ -412,7 +405,11 @@ def without_satellites(found: Partition) -> Partition:
 
 
 def _merged(found: Partition, pairs_P2: Tensor, score_P: Tensor, share: float) -> Partition:
-    """The partition after the best-scored merges of pairs that don't touch each other, and EM."""
+    """The partition after the best-scored merges of pairs that don't touch each other, and EM.
+
+    Of the merges that are possible at once this share is made, but at least one for every 16 clusters: where
+    all pairs touch one large cluster, rounds of a single merge take most of the time.
+    """
     target = list(range(found.num_clusters))
     chosen: list[tuple[int, int]] = []
     used: set[int] = set()
@@ -420,7 +417,8 @@ def _merged(found: Partition, pairs_P2: Tensor, score_P: Tensor, share: float) -
         if first not in used and second not in used:
             used |= {first, second}
             chosen.append((first, second))
-    for first, second in chosen[: max(1, int(len(chosen) * share))]:
+    least = max(1, found.num_clusters // _CLUSTERS_PER_MERGE)
+    for first, second in chosen[: max(least, int(len(chosen) * share))]:
         target[second] = first
     target_K = torch.tensor(target, device=found.labels_M.device)
     labels_M = target_K[found.labels_M].unique(return_inverse=True)[1]
@@ -428,21 +426,20 @@ def _merged(found: Partition, pairs_P2: Tensor, score_P: Tensor, share: float) -
 
 
 def _revised(step: Sequence[Partition], settings: MoveSettings) -> Partition:
-    """The first partition after splits or merges, if it and those of the halves then agree as they should.
+    """The first partition after splits or merges, if the halves confirm the splits or suffer the merges.
 
-    Splits must raise what the partitions tell of each other, and merges must not lower it, by more than the
-    tolerance: so no merge undoes a split.
+    One rule says which of two steps is believed: so no merge undoes a split.
     """
-    score, allowance = _agreement(step, settings.caution), settings.tolerance / step[0].num_clusters
+    score, entropy = _agreement(step, settings.caution), step[0].entropy()
     split = [_split(partition, settings) for partition in step]
     if split[0].num_clusters > step[0].num_clusters:
         gain = _agreement(split, settings.caution) - score
-        if gain > allowance or len(step) == 1:
+        if len(step) == 1 or not _suffices(gain, split[0].entropy() - entropy, settings.tolerance):
             return split[0]
     merged = [_merged_by_evidence(partition) for partition in step]
     if merged[0].num_clusters < step[0].num_clusters:
-        gain = _agreement(merged, settings.caution) - score
-        if gain >= -allowance:
+        lost = score - _agreement(merged, settings.caution)
+        if _suffices(lost, entropy - merged[0].entropy(), settings.tolerance):
             return merged[0]
     return step[0]
 

@@ -187,7 +187,7 @@ class SufficientStats:
 def squared_spacing(x_ND: Tensor) -> float:
     """The median squared distance from a point to the nearest that differs from it, per dimension.
 
-    Of at most 2,000 points, evenly taken; 0 if no two differ.
+    Of at most 2,000 points, evenly taken; 0 if no two differ. In squared units of x. Shapes: x (N, D).
 
     >>> squared_spacing(torch.tensor([[0.0, 0.0], [0.0, 0.0], [0.0, 2.0], [5.0, 2.0]]))
     2.0

@@ -15,7 +15,8 @@ from deepdpm.search import (
     Partition,
     _agreement,
     _coarser,
-    _says_enough,
+    _merged,
+    _suffices,
     _worth,
     coarsened,
     expectation_maximisation,
@@ -123,6 +124,16 @@ def test_clusters_that_blur_into_each_other_are_merged_in_steps_that_leave_half(
             assert half.num_clusters >= min(earlier.num_clusters, int(3 / 8 * sizes[-1]))
     assert len(sizes) > 3
     assert torch.equal(step[0].labels_M, at_once.labels_M)
+
+
+def test_a_round_makes_one_merge_for_every_16_clusters_if_so_many_are_possible() -> None:
+    x_MD, truth_M = blobs(36, 2, 20)
+    prior = PriorSettings().make(SufficientStats.from_weights(x_MD, torch.ones(len(x_MD), 1)))
+    partition = expectation_maximisation(x_MD, truth_M, prior, 1)
+    apart_P2, touching_P2 = torch.arange(12).view(6, 2), torch.tensor([[0, 1], [0, 2], [0, 3]])
+    for pairs_P2, share, expected in ((apart_P2, 0.01, 34), (apart_P2, 0.5, 33), (touching_P2, 0.5, 35)):
+        score_P = torch.arange(len(pairs_P2)).double()
+        assert _merged(partition, pairs_P2, score_P, share).num_clusters == expected
 
 
 def test_sample_and_centres_are_doubled_until_centres_are_enough() -> None:
@@ -246,12 +257,14 @@ def test_what_nothing_confirms_is_weighed_by_what_it_says() -> None:
 
 
 def test_a_finer_step_has_to_be_confirmed_for_what_it_adds() -> None:
-    # Of the .5 nats that the finer one adds, .1 and then .4 are confirmed.
-    assert _says_enough(1.9, 2.0, 2.0, 2.5)
-    assert not _says_enough(1.6, 2.0, 2.0, 2.5)
-    # Two clusters of six that are hardly confirmed at all: 1.2 of 1.8 nats, against .3 of .7.
-    assert not _says_enough(0.3, 0.7, 0.6, 1.2)
-    assert _says_enough(0.3, 0.6, 0.6, 1.8)
+    # Of the .2 nats that the finer one adds, .05 and then .15 are confirmed.
+    assert _suffices(0.05, 0.2, 0.1)
+    assert not _suffices(0.15, 0.2, 0.2)
+    # Forty clusters against four, most of them confirmed: the coarser one hides what is known.
+    assert not _suffices(0.6, 2.9, 0.1)
+    # Without halves nothing is lost, though EM may raise the entropy of the labels.
+    assert _suffices(0.0, -0.01, 0.1)
+    assert not _suffices(0.001, -0.01, 0.1)
 
 
 @pytest.mark.parametrize(("distance", "expected"), [(2.4, 1), (3.8, 2)])
