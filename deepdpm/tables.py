@@ -23,7 +23,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.utils import get_class
 from joblib import cpu_count  # that of the container and of taskset, not of the machine
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -34,7 +34,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from deepdpm.config import compose, config_hash, experiments_folder
+from deepdpm.config import compose, config_hash, experiments_folder, to_plain
 from deepdpm.jobs import finished_result, in_progress, read_result, write_result
 from deepdpm.report import write_report
 
@@ -176,8 +176,16 @@ def _values(override: Override) -> Iterator[str]:
         yield f"{override.get_key_element()}={value}"
 
 
+def _data_of(config: DictConfig, seed: int) -> object:
+    """Return the settings of the data set, as they are with this seed."""
+    return to_plain(OmegaConf.merge(config, {"seed": seed}).dataset)
+
+
 def _seeds_of(experiment: str, choice: Sequence[str], seeds: Sequence[int], folder: Path) -> list[Job]:
-    """Return the jobs of one row and one choice of settings; a method without chance runs for one seed."""
+    """Return the jobs of one row and one choice of settings.
+
+    A method without chance runs for one seed, unless the seed draws the data too.
+    """
     overrides = [experiment, *choice]
     try:
         config = compose([*overrides, f"seed={seeds[0]}"])
@@ -189,7 +197,9 @@ def _seeds_of(experiment: str, choice: Sequence[str], seeds: Sequence[int], fold
     dataset = config.dataset.name + ("_imbalanced" if config.dataset.get("imbalanced") else "")
     place = folder / "_".join([method, *map(_file_name, settings)])
     if target and getattr(get_class(target), "deterministic", False):
-        seeds = seeds[:1]
+        seeds = [
+            seed for seed in seeds if seed == seeds[0] or _data_of(config, seed) != _data_of(config, seeds[0])
+        ]
     jobs = []
     for seed in seeds:
         config.seed = seed

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from deepdpm import config
@@ -71,6 +72,16 @@ def test_a_method_without_chance_is_planned_for_one_seed(tmp_path: Path) -> None
     jobs = plan("embedded", (3, 4), tmp_path, ["peer=kmeans,dbscan"], ["usps_imbalanced"])
     assert [(job.method, job.seed) for job in jobs] == [("kmeans", 3), ("dbscan", 3), ("kmeans", 4)]
     assert {job.dataset for job in jobs} == {"usps_n2d_imbalanced"}
+
+
+def test_where_the_seed_draws_the_data_all_methods_are_planned_for_all_seeds(tmp_path: Path) -> None:
+    jobs = plan("varied", (0, 1), tmp_path, ["peer=none,hdbscan"], ["skewed"])
+    assert [(job.method, job.seed) for job in jobs] == [
+        ("deepdpm", 0), ("hdbscan", 0), ("deepdpm", 1), ("hdbscan", 1),
+    ]  # fmt: skip
+    assert len({job.config_hash for job in jobs}) == 4
+    first, second = (instantiate(config.compose(job.overrides).dataset).load() for job in jobs[::2])
+    assert first.train.x.shape != second.train.x.shape
 
 
 def test_the_published_settings_go_with_any_row(tmp_path: Path) -> None:

@@ -1,9 +1,10 @@
-"""Synthetic points: the published 2-D grid, and Gaussians of any number, dimension and shape.
+"""Synthetic points: the published 2-D grid, clusters of any number, dimension and shape, and drawn ones.
 
 Legend: N points, D dimensions, K clusters.
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Generator, Tensor
@@ -14,32 +15,54 @@ _GRID_X = (-5.0, 0.0, 5.0)
 _GRID_Y = (-5.0, -3.0, 0.0, 3.0, 5.0)
 _STRETCH = 2.0
 _COVARIANCES = ("spherical", "diagonal", "full")
+_SHAPES = ("gaussian", "skewed", "curved", "heavy_tailed")
+_SKEW = 0.7
+_BEND = 0.8
 
 
-def draw_gaussians(labels_N: Tensor, means_KD: Tensor, factors_KDD: Tensor, generator: Generator) -> Tensor:
-    """Draw `x_i = mean_k + A_k e_i` with k the label of i and e_i standard normal.
+def place(noise_ND: Tensor, labels_N: Tensor, means_KD: Tensor, factors_KDD: Tensor) -> Tensor:
+    """Put noise e_i into the clusters of the labels: `x_i = mean_k + A_k e_i`.
 
     Args:
+        noise_ND: standard normal for Gaussians, (N, D); overwritten.
         labels_N: int64 (N,).
         means_KD: (K, D).
         factors_KDD: A with A A^T the covariance, (K, D, D).
-        generator: of the noise.
 
     Returns:
-        float32 (N, D), rows in the order of the labels.
+        (N, D), rows in the order of the labels.
 
     Example:
         >>> means = torch.tensor([[0.0], [10.0]])
-        >>> x = draw_gaussians(torch.tensor([1, 0]), means, torch.zeros(2, 1, 1), Generator().manual_seed(0))
-        >>> x[:, 0].tolist()
-        [10.0, 0.0]
+        >>> place(torch.ones(2, 1), torch.tensor([1, 0]), means, torch.ones(2, 1, 1))[:, 0].tolist()
+        [11.0, 1.0]
     """
-    x_ND = torch.randn(len(labels_N), means_KD.shape[1], generator=generator)
     order_N = labels_N.argsort()
     # Sorted by label each cluster is one slice, so nothing of size N x D x D is made.
     for k, rows in enumerate(order_N.split(labels_N.bincount(minlength=len(means_KD)).tolist())):
-        x_ND[rows] = x_ND[rows] @ factors_KDD[k].T + means_KD[k]
-    return x_ND
+        noise_ND[rows] = noise_ND[rows] @ factors_KDD[k].T + means_KD[k]
+    return noise_ND
+
+
+def shaped_noise(shape: str, num_points: int, num_dims: int, generator: Generator) -> Tensor:
+    """Noise of mean 0 (N, D), from standard normal e: a cluster before it is stretched and turned.
+
+    - "gaussian": e.
+    - "skewed": `(exp(.7 e) - m) / s`, each dimension log-normal, m and s its mean and standard deviation.
+    - "curved": a parabola, `.8 (e_1^2 - 1)` added to the second dimension.
+    - "heavy_tailed": Student's t of 4 degrees of freedom, `e / sqrt(c / 4)` with c chi-squared.
+    """
+    e_ND = torch.randn(num_points, num_dims, generator=generator)
+    if shape == "skewed":
+        mean, variance = math.exp(0.5 * _SKEW**2), math.exp(_SKEW**2)
+        return ((_SKEW * e_ND).exp() - mean) / math.sqrt((variance - 1) * variance)
+    if shape == "curved" and num_dims > 1:
+        e_ND[:, 1] += _BEND * (e_ND[:, 0].square() - 1)
+    if shape == "heavy_tailed":
+        # Of 4 degrees of freedom: the sum of two exponential variates, twice.
+        uniform_N2 = 1 - torch.rand(num_points, 2, generator=generator)
+        e_ND /= (-2 * uniform_N2.log().sum(1, keepdim=True) / 4).sqrt()
+    return e_ND
 
 
 @dataclass(frozen=True)
@@ -69,13 +92,14 @@ class SyntheticGrid:
         means_KD = torch.cartesian_prod(torch.tensor(_GRID_X), torch.tensor(_GRID_Y))
         noise_KDD = 0.5 * torch.rand(len(means_KD), 2, 2, generator=generator) - 0.3
         labels_N = torch.randint(len(means_KD), (self.num_points,), generator=generator)
-        x_ND = draw_gaussians(labels_N, means_KD, 0.5 * torch.eye(2) + noise_KDD, generator)
+        e_ND = torch.randn(self.num_points, 2, generator=generator)
+        x_ND = place(e_ND, labels_N, means_KD, 0.5 * torch.eye(2) + noise_KDD)
         return Dataset(self.name, make_samples(x_ND, labels_N, self.name))
 
 
 @dataclass(frozen=True)
 class Gaussians:
-    """Gaussian clusters of any number, dimension, size and shape.
+    """Gaussian clusters of any number, dimension and size, or others in their place.
 
     Attributes:
         num_points: N.
@@ -87,6 +111,8 @@ class Gaussians:
             from, the smaller the more unequal; None for equal weights.
         covariance: `spherical`; `diagonal`: another deviation for each dimension, up to a factor of 4 apart;
             `full`: the same, turned by a random rotation for each cluster.
+        shape: what the points of a cluster are, before its covariance: `gaussian`, `skewed`, `curved` or
+            `heavy_tailed` (`shaped_noise`).
         seed: of the data, apart from the seed of the run.
 
     Example:
@@ -103,6 +129,7 @@ class Gaussians:
     spread: float = 1.0
     weight_concentration: float | None = None
     covariance: str = "full"
+    shape: str = "gaussian"
     seed: int = 0
 
     def load(self) -> Dataset:
@@ -113,7 +140,8 @@ class Gaussians:
         factors_KDD = self._factors(generator)
         weights_K = self._weights(generator)
         labels_N = torch.multinomial(weights_K, self.num_points, replacement=True, generator=generator)
-        x_ND = draw_gaussians(labels_N, means_KD, factors_KDD, generator)
+        e_ND = shaped_noise(self.shape, self.num_points, self.num_dims, generator)
+        x_ND = place(e_ND, labels_N, means_KD, factors_KDD)
         return Dataset(self.name, make_samples(x_ND, labels_N, self.name))
 
     def _check(self) -> None:
@@ -126,6 +154,7 @@ class Gaussians:
         _require(weight is None or weight > 0, "weight_concentration", weight, "more than 0, or null")
         kinds = f"one of {', '.join(_COVARIANCES)}"
         _require(self.covariance in _COVARIANCES, "covariance", self.covariance, kinds)
+        _require(self.shape in _SHAPES, "shape", self.shape, f"one of {', '.join(_SHAPES)}")
 
     def _means(self, generator: Generator) -> Tensor:
         means_KD = torch.randn(self.num_clusters, self.num_dims, generator=generator)
@@ -153,6 +182,54 @@ class Gaussians:
             torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
             concentration_K = torch.full((self.num_clusters,), self.weight_concentration, dtype=torch.float64)
             return torch.distributions.Dirichlet(concentration_K).sample()
+
+
+@dataclass(frozen=True)
+class Varied:
+    """A data set of which everything is drawn by its seed, to judge settings on many sets of known truth.
+
+    2 to 64 dimensions, 8 to 50 clusters of 20 to 500 points on the average (12,000 in all at the most), units
+    from 1e-4 to 1e4; equal or unequal sizes; centres 5 to 9 spreads apart at the least.
+
+    Attributes:
+        shape: of the clusters, as in `Gaussians`.
+        seed: of the data, apart from the seed of the run.
+
+    Example:
+        >>> data = Varied(seed=1).load()
+        >>> len(data.train.labels.unique()), Varied(seed=1).drawn().num_clusters
+        (20, 20)
+    """
+
+    name: str = "varied"
+    shape: str = "gaussian"
+    seed: int = 0
+
+    def drawn(self) -> Gaussians:
+        """The settings that the seed gives."""
+        generator = _generator(self.seed)
+
+        def one_of(*values: int) -> int:
+            return values[int(torch.randint(len(values), (), generator=generator))]
+
+        def between(low: float, high: float) -> float:
+            return low + (high - low) * float(torch.rand((), generator=generator))
+
+        num_clusters = one_of(8, 10, 12, 15, 20, 26, 31, 40, 50)
+        return Gaussians(
+            num_dims=one_of(2, 3, 4, 6, 8, 10, 16, 24, 32, 64),
+            num_clusters=num_clusters,
+            num_points=min(12_000, num_clusters * one_of(20, 40, 80, 150, 300, 500)),
+            separation=between(5, 9),
+            spread=10 ** between(-4, 4),
+            weight_concentration=one_of(0, 0, 2, 5) or None,
+            shape=self.shape,
+            seed=self.seed,
+        )
+
+    def load(self) -> Dataset:
+        """Draw the points; raises ValueError for a setting out of range."""
+        return replace(self.drawn(), name=self.name).load()
 
 
 def _generator(seed: int) -> Generator:

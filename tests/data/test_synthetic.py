@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from scipy import stats
 from sklearn.datasets import load_digits
 
 from deepdpm.data.digits import Digits
-from deepdpm.data.synthetic import Gaussians, SyntheticGrid, draw_gaussians
+from deepdpm.data.synthetic import Gaussians, SyntheticGrid, Varied, place, shaped_noise
 
 
 def test_drawn_points_have_the_given_means_and_covariances() -> None:
@@ -13,7 +14,8 @@ def test_drawn_points_have_the_given_means_and_covariances() -> None:
     means_KD = torch.tensor([[0.0, 5.0], [-3.0, 1.0]])
     factors_KDD = torch.tensor([[[1.0, 0.0], [2.0, 0.5]], [[0.3, -0.4], [0.0, 1.0]]])
     labels_N = torch.arange(2).repeat(50_000)
-    x_ND = draw_gaussians(labels_N, means_KD, factors_KDD, generator)
+    e_ND = torch.randn(100_000, 2, generator=generator)
+    x_ND = place(e_ND, labels_N, means_KD, factors_KDD)
     for k in range(2):
         points = x_ND[labels_N == k]
         torch.testing.assert_close(points.mean(0), means_KD[k], atol=0.05, rtol=0)
@@ -72,6 +74,41 @@ def test_gaussians_keep_their_settings(covariance: str) -> None:
     assert (stretched > 1.3) == (covariance != "spherical")
 
 
+@pytest.mark.parametrize(
+    ("shape", "deviation", "skewness", "kurtosis"),
+    [("gaussian", 1.0, 0.0, 3.0), ("skewed", 1.0, 2.89, 20.8), ("curved", 1.0, 0.0, 3.0)],
+)
+def test_noise_has_the_moments_of_its_shape(
+    shape: str, deviation: float, skewness: float, kurtosis: float
+) -> None:
+    # Of a log-normal variate, w = exp(.7^2): (w + 2) sqrt(w - 1) and w^4 + 2 w^3 + 3 w^2 - 3.
+    e_ND = shaped_noise(shape, 1_000_000, 2, torch.Generator().manual_seed(0))
+    first_N = e_ND[:, 0].double()
+    assert first_N.mean().item() == pytest.approx(0, abs=0.01)
+    assert first_N.std().item() == pytest.approx(deviation, rel=0.01)
+    assert (first_N / deviation).pow(3).mean().item() == pytest.approx(skewness, rel=0.1, abs=0.02)
+    assert (first_N / deviation).pow(4).mean().item() == pytest.approx(kurtosis, rel=0.25)
+    bent = (e_ND[:, 1] * (e_ND[:, 0].square() - 1)).mean().item()
+    assert bent == pytest.approx(1.6 if shape == "curved" else 0, abs=0.1)
+
+
+def test_heavy_tails_are_those_of_student() -> None:
+    e_N = shaped_noise("heavy_tailed", 400_000, 1, torch.Generator().manual_seed(0))[:, 0]
+    for quantile in (0.75, 0.95, 0.999):
+        expected = stats.t.ppf(quantile, df=4)
+        assert e_N.kthvalue(int(quantile * len(e_N))).values.item() == pytest.approx(expected, rel=0.05)
+
+
+def test_each_seed_draws_another_kind_of_data() -> None:
+    drawn = [Varied(seed=seed).drawn() for seed in range(30)]
+    for name in ("num_dims", "num_clusters", "num_points", "spread", "weight_concentration"):
+        assert len({getattr(settings, name) for settings in drawn}) >= 3, name
+    assert Varied(seed=3).drawn() == drawn[3]
+    data = Varied(seed=3, shape="curved", name="bent").load()
+    assert data.name == "bent"
+    assert tuple(data.train.x.shape) == (drawn[3].num_points, drawn[3].num_dims)
+
+
 def test_weights_are_equal_or_drawn() -> None:
     equal = Gaussians(num_points=20_000, num_clusters=5).load().train.labels
     drawn = Gaussians(num_points=20_000, num_clusters=5, weight_concentration=0.5).load().train.labels
@@ -89,7 +126,7 @@ def test_one_cluster_and_more_dimensions_than_points_are_no_error() -> None:
     ("setting", "value"),
     [
         ("num_points", 1), ("num_dims", 0), ("num_clusters", 0), ("separation", -1.0), ("spread", 0.0),
-        ("weight_concentration", 0.0), ("covariance", "round"), ("seed", -1),
+        ("weight_concentration", 0.0), ("covariance", "round"), ("shape", "square"), ("seed", -1),
     ],
 )  # fmt: skip
 def test_settings_out_of_range_are_named(setting: str, value: object) -> None:
