@@ -44,7 +44,8 @@ _SMALL_PRODUCT = 500
 _SPARSE = 0.5
 # Share of the sample's clusters that a step leaves, and, of those, of clusters in the halves.
 _KEPT = 0.5
-# One cluster is believed only if nothing in it was ever divided by a valley deeper than this.
+# One cluster is believed only if nothing in it was ever divided by a valley deeper than this, and so is any
+# step that the halves have no say in.
 _BLURRED = 0.5
 # Of the entropy that a finer step has beyond a coarser one, more than so much has to be confirmed.
 _CONFIRMED = 0.3
@@ -149,13 +150,19 @@ def _rows(x_MD: Tensor, settings: MoveSettings, generator: torch.Generator) -> l
 
 
 def _believed(step: Sequence[Partition], settings: MoveSettings) -> Partition:
-    """The step of merging that the halves confirm, from the finest on: the sample's partition of it."""
+    """The step of merging that the halves confirm, from the finest on: the sample's partition of it.
+
+    Halves whose points are too few to pay for more than one cluster are silent: they cannot say which step is
+    right, and merging ends before valleys are deep.
+    """
+    silent = len(step) > 1 and all(half.num_clusters == 1 for half in step[1:])
+    step = step[:1] if silent else step
     best, finer, found = _worth(step, settings.caution), step[0], step[0]
     for threshold in settings.valleys:
         ended = False
         while not ended:
             step, ended = _coarser(step, threshold, _least_entropies(step, best - settings.tolerance))
-            if threshold < _BLURRED and all(partition.num_clusters == 1 for partition in step):
+            if threshold < _BLURRED and (silent or all(part.num_clusters == 1 for part in step)):
                 continue
             score = _worth(step, settings.caution)
             if score > best:

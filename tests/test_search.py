@@ -14,6 +14,7 @@ from deepdpm.priors import NormalPrior, PriorSettings, fit_empirical_bayes
 from deepdpm.search import (
     Partition,
     _agreement,
+    _believed,
     _coarser,
     _merged,
     _suffices,
@@ -275,6 +276,18 @@ def test_clusters_divided_by_a_deep_valley_do_not_end_as_one(distance: float, ex
     # So much caution that nothing is confirmed.
     found_M, _ = found(x_MD, settings=MoveSettings(caution=50.0))
     assert found_M.max() + 1 == expected
+
+
+def test_silent_halves_do_not_let_a_chain_of_clusters_become_one() -> None:
+    labels_M = torch.arange(5).repeat_interleave(400)
+    place_K = torch.tensor([0.0, 3.8, 7.6, 11.4, 40.0])
+    x_MD = torch.randn(2000, 2, generator=torch.Generator().manual_seed(0))
+    x_MD[:, 0] += place_K[labels_M]
+    prior = PriorSettings().make(SufficientStats.from_weights(x_MD, torch.ones(2000, 1)))
+    whole = expectation_maximisation(x_MD, labels_M, prior, 2)
+    half = expectation_maximisation(x_MD[::2], torch.zeros(1000).long(), prior, 1)
+    assert _believed([whole, half, half], MoveSettings()).num_clusters == 5
+    assert _believed([whole], MoveSettings()).num_clusters == 2
 
 
 @pytest.mark.parametrize(("noise", "pays"), [(0.0, True), (PriorSettings.noise, False)])
