@@ -230,7 +230,9 @@ def _download(root: Path, folder: Path, urls: Sequence[str], md5: str, unpack: s
             if unpack is None:
                 return Path(shutil.move(Path(partial) / target.name, target))
             with tarfile.open(Path(partial) / target.name) as archive:
-                archive.extractall(partial, filter="data")
+                # Python before 3.11.4 has no filters.
+                archive.extraction_filter = getattr(tarfile, "data_filter", None)
+                archive.extractall(partial)
             return Path(shutil.move(Path(partial) / unpack, target.parent / unpack))
     raise DataMissingError(
         f"{target.name} is not below {root} and cannot be downloaded ({'; '.join(reasons)}); put it into "
