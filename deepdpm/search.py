@@ -159,10 +159,12 @@ def _believed(step: Sequence[Partition], settings: MoveSettings) -> Partition:
     step = step[:1] if silent else step
     best, finer, found = _worth(step, settings.caution), step[0], step[0]
     for threshold in settings.valleys:
+        if silent and threshold < _BLURRED:
+            break
         ended = False
         while not ended:
             step, ended = _coarser(step, threshold, _least_entropies(step, best - settings.tolerance))
-            if threshold < _BLURRED and (silent or all(part.num_clusters == 1 for part in step)):
+            if threshold < _BLURRED and all(partition.num_clusters == 1 for partition in step):
                 continue
             score = _worth(step, settings.caution)
             if score > best:
@@ -194,8 +196,9 @@ def _coarser(
 def _suffices(lost: float, unsaid: float, tolerance: float) -> bool:
     """Whether a coarser step is believed that is worth so much less than a finer one, and says so much less.
 
-    All in nats. True clusters that a coarser step joins lose nearly all that it leaves unsaid; pieces of a
-    curved one, noise and dents lose little, or gain. Without halves nothing is lost.
+    `lost` is a difference of what two steps are worth (`_worth`: nats, unless nothing is confirmed), `unsaid`
+    one of entropies in nats. True clusters that a coarser step joins lose nearly all that it leaves unsaid;
+    pieces of a curved one, noise and dents lose little, or gain. Without halves nothing is lost.
 
     >>> _suffices(0.05, 0.3, 0.1), _suffices(0.01, 0.012, 0.1), _suffices(0.6, 2.9, 0.1)
     (True, False, False)
@@ -355,9 +358,9 @@ def neighbours(partition: Partition) -> Tensor:
 def coarsened(found: Partition, threshold: float, least_entropy: float, fewest: int) -> Partition:
     """The partition after merges of all neighbours whose valley is above `threshold` of the lower peak.
 
-    Half of the merges that don't touch each other are made in each round, those first that lose the least
-    evidence a point; then EM. It ends as soon as the entropy of the labels is below the least, or no more
-    than the `fewest` clusters are left.
+    Half of the merges that don't touch each other are made in each round (`_merged` says when more), those
+    first that lose the least evidence a point; then EM. It ends as soon as the entropy of the labels is below
+    the least, or no more than the `fewest` clusters are left.
     """
     for _ in range(_MOST_ROUNDS):
         if found.num_clusters <= max(1, fewest) or found.entropy() < least_entropy:

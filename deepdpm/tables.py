@@ -197,9 +197,8 @@ def _seeds_of(experiment: str, choice: Sequence[str], seeds: Sequence[int], fold
     dataset = config.dataset.name + ("_imbalanced" if config.dataset.get("imbalanced") else "")
     place = folder / "_".join([method, *map(_file_name, settings)])
     if target and getattr(get_class(target), "deterministic", False):
-        seeds = [
-            seed for seed in seeds if seed == seeds[0] or _data_of(config, seed) != _data_of(config, seeds[0])
-        ]
+        first = _data_of(config, seeds[0])
+        seeds = [seeds[0], *(seed for seed in seeds[1:] if _data_of(config, seed) != first)]
     jobs = []
     for seed in seeds:
         config.seed = seed

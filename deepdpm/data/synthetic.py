@@ -4,7 +4,7 @@ Legend: N points, D dimensions, K clusters.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor
@@ -51,12 +51,18 @@ def shaped_noise(shape: str, num_points: int, num_dims: int, generator: Generato
     - "skewed": `(exp(.7 e) - m) / s`, each dimension log-normal, m and s its mean and standard deviation.
     - "curved": a parabola, `.8 (e_1^2 - 1)` added to the second dimension.
     - "heavy_tailed": Student's t of 4 degrees of freedom, `e / sqrt(c / 4)` with c chi-squared.
+
+    All have unit variance but the second dimension of "curved" (2.28) and "heavy_tailed" (2).
+
+    Example:
+        >>> tuple(shaped_noise("skewed", 5, 3, Generator().manual_seed(0)).shape)
+        (5, 3)
     """
     e_ND = torch.randn(num_points, num_dims, generator=generator)
     if shape == "skewed":
         mean, variance = math.exp(0.5 * _SKEW**2), math.exp(_SKEW**2)
         return ((_SKEW * e_ND).exp() - mean) / math.sqrt((variance - 1) * variance)
-    if shape == "curved" and num_dims > 1:
+    if shape == "curved":
         e_ND[:, 1] += _BEND * (e_ND[:, 0].square() - 1)
     if shape == "heavy_tailed":
         # Of 4 degrees of freedom: the sum of two exponential variates, twice.
@@ -106,7 +112,7 @@ class Gaussians:
         num_dims: D.
         num_clusters: K; small N or very unequal sizes can leave some without a point.
         separation: the smallest distance between two centres, in units of `spread`.
-        spread: the root mean square of a cluster's standard deviations.
+        spread: the root mean square of a cluster's standard deviations, before its shape.
         weight_concentration: concentration of the Dirichlet distribution that the cluster sizes are drawn
             from, the smaller the more unequal; None for equal weights.
         covariance: `spherical`; `diagonal`: another deviation for each dimension, up to a factor of 4 apart;
@@ -155,6 +161,8 @@ class Gaussians:
         kinds = f"one of {', '.join(_COVARIANCES)}"
         _require(self.covariance in _COVARIANCES, "covariance", self.covariance, kinds)
         _require(self.shape in _SHAPES, "shape", self.shape, f"one of {', '.join(_SHAPES)}")
+        bends = self.shape != "curved" or self.num_dims > 1
+        _require(bends, "shape", self.shape, "another shape, or dataset.num_dims=2 or more")
 
     def _means(self, generator: Generator) -> Tensor:
         means_KD = torch.randn(self.num_clusters, self.num_dims, generator=generator)
@@ -206,7 +214,7 @@ class Varied:
     seed: int = 0
 
     def drawn(self) -> Gaussians:
-        """The settings that the seed gives."""
+        """The settings that the seed gives; raises ValueError for a seed below 0."""
         generator = _generator(self.seed)
 
         def one_of(*values: int) -> int:
@@ -217,6 +225,7 @@ class Varied:
 
         num_clusters = one_of(8, 10, 12, 15, 20, 26, 31, 40, 50)
         return Gaussians(
+            name=self.name,
             num_dims=one_of(2, 3, 4, 6, 8, 10, 16, 24, 32, 64),
             num_clusters=num_clusters,
             num_points=min(12_000, num_clusters * one_of(20, 40, 80, 150, 300, 500)),
@@ -229,7 +238,7 @@ class Varied:
 
     def load(self) -> Dataset:
         """Draw the points; raises ValueError for a setting out of range."""
-        return replace(self.drawn(), name=self.name).load()
+        return self.drawn().load()
 
 
 def _generator(seed: int) -> Generator:
