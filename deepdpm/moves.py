@@ -161,11 +161,10 @@ def merge_log_ratios(prior: NormalPrior, stats: SufficientStats, pairs_P2: Tenso
 
     Shapes: stats holds K sets, pairs (P, 2) positions of clusters.
     """
-    first, second = stats[pairs_P2[:, 0]], stats[pairs_P2[:, 1]]
-    apart_P = _log_weight(prior, first) + _log_weight(prior, second)
-    ratio_P = _log_weight(prior, first + second) - apart_P - math.log(alpha)
-    both_empty_P = (first.count_K == 0) & (second.count_K == 0)
-    return torch.where(both_empty_P, math.inf, ratio_P)
+    apart_P = _log_weight(prior, stats)[pairs_P2].sum(1)
+    together = stats[pairs_P2[:, 0]] + stats[pairs_P2[:, 1]]
+    ratio_P = _log_weight(prior, together) - apart_P - math.log(alpha)
+    return torch.where(together.count_K == 0, math.inf, ratio_P)
 
 
 def nearest_pairs(means_KD: Tensor, neighbours: int = 2) -> Tensor:

@@ -237,7 +237,8 @@ def _agreement(partitions: Sequence[Partition], caution: float) -> float:
     more than one point in 25 (at caution 1.5) lies on different sides.
     """
     x_MD = partitions[0].x_MD
-    labels = [partition.mixture.log_joint_NK(x_MD).argmax(1) for partition in partitions]
+    labels = [partitions[0].labels_M]
+    labels += [half.mixture.log_joint_NK(x_MD).argmax(1) for half in partitions[1:]]
     sizes = [partition.num_clusters for partition in partitions]
     scores = []
     for a, b in _pairs(len(labels)):

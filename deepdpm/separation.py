@@ -57,21 +57,33 @@ def valley_ratios(
 
 @dataclass(frozen=True)
 class _Clusters:
-    """What the views need of the clusters; `valid_KM` says which of the thinned points are real."""
+    """What the views need of the clusters; `valid_KM` says which of the thinned points are real.
+
+    `own_KDD` are the covariances, faded to the pooled one; `weighted_KDD` are `n_k Sigma_k`.
+    """
 
     points_KMD: Tensor
     valid_KM: Tensor
     count_K: Tensor
     mean_KD: Tensor
-    covariance_KDD: Tensor
+    weighted_KDD: Tensor
     pooled_DD: Tensor
+    own_KDD: Tensor
 
     @classmethod
     def of(cls, x_ND: Tensor, labels_N: Tensor, stats: SufficientStats, mixture: Mixture) -> _Clusters:
         points_KMD, valid_KM = _thinned(x_ND, labels_N, stats.num_clusters)
-        count_K, covariance_KDD = stats.count_K.clamp_min(1), mixture.covariances_KDD.double()
-        pooled_DD = (count_K[:, None, None] * covariance_KDD).sum(0) / count_K.sum()
-        return cls(points_KMD, valid_KM, count_K, stats.mean_KD(), covariance_KDD, pooled_DD)
+        count_K = stats.count_K.clamp_min(1)
+        weighted_KDD = count_K[:, None, None] * mixture.covariances_KDD.double()
+        pooled_DD = weighted_KDD.sum(0) / count_K.sum()
+        own_KDD = _faded(weighted_KDD, count_K, pooled_DD)
+        return cls(points_KMD, valid_KM, count_K, stats.mean_KD(), weighted_KDD, pooled_DD, own_KDD)
+
+
+def _faded(weighted_KDD: Tensor, count_K: Tensor, pooled_DD: Tensor) -> Tensor:
+    """Covariances (K, D, D) of n points, `(n Sigma + D^2 pooled) / (n + D^2)`, from `n Sigma`."""
+    num_free = float(pooled_DD.shape[0]) ** 2
+    return (weighted_KDD + num_free * pooled_DD) / (count_K + num_free)[:, None, None]
 
 
 def _thinned(x_ND: Tensor, labels_N: Tensor, num_clusters: int) -> tuple[Tensor, Tensor]:
@@ -90,22 +102,13 @@ def _thinned(x_ND: Tensor, labels_N: Tensor, num_clusters: int) -> tuple[Tensor,
 def _greatest_view(clusters: _Clusters, pairs_P2: Tensor) -> Tensor:
     left_P, right_P = pairs_P2.unbind(1)
     count_P2 = clusters.count_K[pairs_P2]
-    num_dims = clusters.mean_KD.shape[1]
-    faded = float(num_dims) ** 2 * clusters.pooled_DD
-    own_P2DD = (count_P2[:, :, None, None] * clusters.covariance_KDD[pairs_P2] + faded) / (
-        count_P2 + num_dims**2
-    )[:, :, None, None]
-    both_P = count_P2.sum(1)[:, None, None]
-    pair_PDD = (count_P2[:, :, None, None] * clusters.covariance_KDD[pairs_P2]).sum(1)
-    metrics = (
-        (pair_PDD + faded) / (both_P + num_dims**2),
-        clusters.pooled_DD.expand(len(pairs_P2), -1, -1),
-    )
+    pair_PDD = clusters.weighted_KDD[left_P] + clusters.weighted_KDD[right_P]
+    metrics = (_faded(pair_PDD, count_P2.sum(1), clusters.pooled_DD), clusters.pooled_DD[None])
     points_P2MD = (clusters.points_KMD[pairs_P2] - clusters.mean_KD[left_P][:, None, None]).float()
     valid_P2M = clusters.valid_KM[pairs_P2]
     offset_PD = clusters.mean_KD[right_P] - clusters.mean_KD[left_P]
     views = [_line_view(points_P2MD, valid_P2M, offset_PD, count_P2, metric_PDD) for metric_PDD in metrics]
-    views.append(_ridge_view(offset_PD, own_P2DD, count_P2))
+    views.append(_ridge_view(offset_PD, clusters.own_KDD[pairs_P2], count_P2))
     ratio_P = torch.stack(views).nan_to_num(nan=1.0).amax(0)
     # Of one or two points nothing can be said.
     return torch.where(count_P2.amin(1) < 3, torch.ones_like(ratio_P), ratio_P)
@@ -114,7 +117,10 @@ def _greatest_view(clusters: _Clusters, pairs_P2: Tensor) -> Tensor:
 def _line_view(
     points_P2MD: Tensor, valid_P2M: Tensor, offset_PD: Tensor, count_P2: Tensor, metric_PDD: Tensor
 ) -> Tensor:
-    """The valley of the points' density along `metric^-1 (mu_right - mu_left)`; the means lie at 0 and 1."""
+    """The valley of the points' density along `metric^-1 (mu_right - mu_left)`; the means lie at 0 and 1.
+
+    Shapes: metric (P, D, D), or (1, D, D) for one that all pairs share.
+    """
     num_pairs, num_dims = offset_PD.shape
     eye_PDD = torch.eye(num_dims).to(metric_PDD).expand_as(metric_PDD)
     # One small inverse and a product: a triangular solve for every point takes many times as long.

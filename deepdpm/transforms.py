@@ -5,6 +5,7 @@ Legend: N points, D dimensions of a raw code, E dimensions of a transformed one,
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, get_args
@@ -16,6 +17,8 @@ TransformKind = Literal["none", "normalize", "min_max", "standard", "standard_no
 
 # Principal axes with less of the largest variance than this are rounding errors.
 _RELATIVE_VARIANCE = 1e-10
+# The search's sample (`MoveSettings.sample_size`): more axes than the root of it are more than it can tell.
+_MOST_TELLING = 6_000
 _NORMALIZING = ("normalize", "standard_normalize")
 
 Chunks = Callable[[], Iterable[Tensor]]
@@ -28,8 +31,9 @@ class Transform(nn.Module):
       mean 0 and variance 1; "standard_normalize": that, then over the norm. A constant dimension becomes 0.
     - "principal": centred and rotated to the principal axes, each pointing where its third moment is
       positive, all divided by the root of their mean variance. So codes that are scaled, shifted or rotated
-      give the same result. Axes of no variance are left out, and at most `max(2, floor(sqrt(N)))` are kept: a
-      covariance of d dimensions has d^2 / 2 free numbers, and N points cannot tell more.
+      give the same result. Axes of no variance are left out, and at most `sqrt(N)` are kept, of 6,000 points
+      or more 77: a covariance of d dimensions has d^2 / 2 free numbers, and the sample that the search for
+      clusters sees cannot tell more.
 
     Shapes: (N, D) to (N, E) float32. A state dict of other dimensions resizes the buffers.
 
@@ -82,7 +86,7 @@ class Transform(nn.Module):
         variance_E, axes_DE = torch.linalg.eigh(covariance_DD)
         variance_E, axes_DE = variance_E.flip(0).clamp_min(0), axes_DE.flip(1)
         kept = int((variance_E > _RELATIVE_VARIANCE * variance_E[0]).sum())
-        kept = max(1, min(kept, max(2, math.isqrt(count))))
+        kept = max(1, min(kept, max(2, math.isqrt(min(count, _MOST_TELLING)))))
         axes_DE = axes_DE[:, :kept]
         third_E = _mean_over(chunks, count, lambda x_BD: ((x_BD - self.shift_D) @ axes_DE).pow(3).sum(0))
         axes_DE = torch.where(third_E < 0, -axes_DE, axes_DE)
@@ -161,4 +165,4 @@ def _range_of(chunks: Chunks) -> tuple[int, Tensor, Tensor, Tensor]:
 
 
 def _mean_over(chunks: Chunks, count: int, of: Callable[[Tensor], Tensor]) -> Tensor:
-    return torch.stack([of(x_BD.double()) / count for x_BD in chunks()]).sum(0)
+    return functools.reduce(torch.add, (of(x_BD.double()) / count for x_BD in chunks()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal
@@ -13,13 +14,13 @@ from deepdpm.stats import SufficientStats
 N, D, K = 200, 3, 4
 
 
-def make(seed: int = 0, offset: float = 0.0) -> tuple[Tensor, Mixture]:
+def make(seed: int = 0, offset: float = 0.0, num_dims: int = D) -> tuple[Tensor, Mixture]:
     generator = torch.Generator().manual_seed(seed)
-    means_KD = 3 * torch.randn(K, D, generator=generator).double() + offset
-    roots_KDD = torch.randn(K, D, D, generator=generator).double()
+    means_KD = 3 * torch.randn(K, num_dims, generator=generator).double() + offset
+    roots_KDD = torch.randn(K, num_dims, num_dims, generator=generator).double()
     weights_K = torch.rand(K, generator=generator).double()
-    x_ND = means_KD[torch.arange(N) % K] + torch.randn(N, D, generator=generator)
-    covariances_KDD = roots_KDD @ roots_KDD.mT + 0.1 * torch.eye(D)
+    x_ND = means_KD[torch.arange(N) % K] + torch.randn(N, num_dims, generator=generator)
+    covariances_KDD = roots_KDD @ roots_KDD.mT + 0.1 * torch.eye(num_dims)
     return x_ND.float(), Mixture(weights_K / weights_K.sum(), means_KD, covariances_KDD)
 
 
@@ -31,8 +32,11 @@ def reference(mixture: Mixture, x_ND: Tensor) -> Tensor:
     return torch.stack([one.log_prob(x_ND.double()) for one in normals], 1) + mixture.weights_K.log()
 
 
-def test_densities_are_those_of_torch_distributions() -> None:
-    x_ND, mixture = make()
+@pytest.mark.parametrize("num_dims", [D, 16, 17, 40])
+def test_densities_are_those_of_torch_distributions(num_dims: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Points in several pieces, dimensions in several blocks, and the last of each smaller.
+    monkeypatch.setattr("deepdpm.mixture._CACHED_ELEMENTS", 3_000)
+    x_ND, mixture = make(num_dims=num_dims)
     expected_NK = reference(mixture, x_ND).float()
     torch.testing.assert_close(mixture.log_joint_NK(x_ND), expected_NK, rtol=1e-4, atol=1e-3)
     torch.testing.assert_close(mixture.log_prob(x_ND), expected_NK.logsumexp(1), rtol=1e-4, atol=1e-3)

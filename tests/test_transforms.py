@@ -43,6 +43,7 @@ def test_principal_leaves_out_axes_without_variance_or_evidence(x_ND: Tensor) ->
     assert Transform("principal").fit(doubled).num_dims == D
     assert Transform("principal").fit(torch.randn(20, 30)).num_dims == 4
     assert Transform("principal").fit(torch.randn(3, 30)).num_dims == 2
+    assert Transform("principal").fit(torch.randn(7_000, 90)).num_dims == 77
     constant = Transform("principal").fit(torch.ones(4, 3))
     assert torch.equal(constant(torch.ones(4, 3)), torch.zeros(4, 1))
 
