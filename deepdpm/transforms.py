@@ -24,6 +24,15 @@ _NORMALIZING = ("normalize", "standard_normalize")
 Chunks = Callable[[], Iterable[Tensor]]
 
 
+def most_axes(num_points: int) -> int:
+    """How many principal axes so many points can tell apart: `sqrt(N)`, at least 2 and at most 77.
+
+    >>> most_axes(100), most_axes(70_000)
+    (10, 77)
+    """
+    return max(2, math.isqrt(min(num_points, _MOST_TELLING)))
+
+
 class Transform(nn.Module):
     """Map raw codes to those that are clustered: `y = (x - shift) * scale @ axes`, or that over its norm.
 
@@ -86,7 +95,7 @@ class Transform(nn.Module):
         variance_E, axes_DE = torch.linalg.eigh(covariance_DD)
         variance_E, axes_DE = variance_E.flip(0).clamp_min(0), axes_DE.flip(1)
         kept = int((variance_E > _RELATIVE_VARIANCE * variance_E[0]).sum())
-        kept = max(1, min(kept, max(2, math.isqrt(min(count, _MOST_TELLING)))))
+        kept = max(1, min(kept, most_axes(count)))
         axes_DE = axes_DE[:, :kept]
         third_E = _mean_over(chunks, count, lambda x_BD: ((x_BD - self.shift_D) @ axes_DE).pow(3).sum(0))
         axes_DE = torch.where(third_E < 0, -axes_DE, axes_DE)

@@ -26,6 +26,7 @@ from deepdpm.report.references import References, load_references
 from deepdpm.report.text import number
 from deepdpm.results import git_revision, now, read_json, versions, write_text
 from deepdpm.timing import PHASES
+from deepdpm.transforms import most_axes
 
 _SCORES = {"num_clusters": "K", "nmi": "NMI", "ari": "ARI", "acc": "ACC"}
 _MEMORY = {"fit_memory_mb": "Fit, MB", "peak_memory_mb": "Peak, MB"}
@@ -163,7 +164,7 @@ def arithmetic_table(runs: pd.DataFrame, matmul: float) -> pd.DataFrame:
         for phase in ("training", "polishing", "prediction", "moves"):
             seconds = chosen[f"phases.{phase}"].mean()
             speed = work[phase] / seconds if seconds > 0 else float("nan")
-            line = {"Set": title, "Phase": phase if phase != "moves" else "moves: one EM pass of the sample"}
+            line = {"Set": title, "Phase": phase if phase != "moves" else "moves: one E-step of the sample"}
             line |= {"GFLOP": f"{work[phase]:.3g}", "Seconds": _number("seconds", seconds)}
             if phase == "moves":
                 ideal = work[phase] / matmul
@@ -177,24 +178,25 @@ def arithmetic_table(runs: pd.DataFrame, matmul: float) -> pd.DataFrame:
 def arithmetic(run: "pd.Series[Any]") -> dict[str, float]:
     """Return the GFLOP that each phase of a run must do; a multiplication and an addition are two.
 
-    A pass of training: the E-step, 2 N K D^2; the sums of the M-step, N K D (D + 1), of symmetric matrices; a
-    step of the net forwards and backwards, 6 N (D H + H K). Polishing: the same without the sums.
-    Prediction: the net forwards. Moves: one EM pass of the sample over as many clusters as the search has
-    seeds, since the number of passes is not recorded. K is that of each epoch, in `trace.csv`.
+    A pass of training: the E-step, N K D (D + 1), of triangular matrices; the sums of the M-step, as many, of
+    symmetric ones; a step of the net forwards and backwards, 6 N (D H + H K). Polishing: the same without the
+    sums. Prediction: the net forwards. Moves: one E-step of the sample over as many clusters as the search
+    has seeds, since the number of passes is not recorded. K is that of each epoch, in `trace.csv`; D is that
+    of the transformed codes.
     """
-    points, dims, hidden = int(run.num_points), int(run.num_dims), int(run.hidden)
+    points, hidden = int(run.num_points), int(run.hidden)
+    dims = min(int(run.num_dims), most_axes(points))
     after = pd.read_csv(run.folder / "trace.csv").num_clusters.tolist()
     before = [int(run.init_k), *after[:-1]]
     first_polished = len(before) - int(run.polish_epochs)
-    expectation = [2 * points * k * dims**2 for k in before]
-    sums = [points * k * dims * (dims + 1) for k in before]
+    passes = [points * k * dims * (dims + 1) for k in before]
     net = [2 * points * hidden * (dims + k) for k in [*before, after[-1]]]
     sample = min(int(run["sample"]), points)
     flop = {
-        "training": sum(expectation[:first_polished]) + sum(sums[:first_polished]),
-        "polishing": sum(expectation[first_polished:]),
+        "training": 2 * sum(passes[:first_polished]),
+        "polishing": sum(passes[first_polished:]),
         "prediction": net[-1],
-        "moves": 2 * sample * min(int(run.seeds), sample) * dims**2,
+        "moves": sample * min(int(run.seeds), sample) * dims * (dims + 1),
     }
     flop["training"] += 3 * sum(net[:first_polished])
     flop["polishing"] += 3 * sum(net[first_polished:-1])
