@@ -65,7 +65,8 @@ class EpochProgress(Checkpoint):
         row = self.trace.rows[-1]
         if row["moves"]:
             moves = textwrap.shorten(row["moves"], _LONGEST_LINE, placeholder=" ...")
-            self.console.print(f"epoch {row['epoch']}: {moves}", markup=False)
+            # Broken by the terminal, if need be: a line of a log stays a line.
+            self.console.print(f"epoch {row['epoch']}: {moves}", markup=False, soft_wrap=True)
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=row["epoch"] + 1, numbers=numbers(row))
         elif self._is_due(trainer, row["epoch"]):
