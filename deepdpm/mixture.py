@@ -103,7 +103,8 @@ class Mixture:
     def log_joint_NK(self, x_ND: Tensor) -> Tensor:
         """`log (weight_k N(x_i; mu_k, Sigma_k))` (N, K) of codes (N, D), in float32.
 
-        One matrix product against the K stacked whiteners, in chunks of bounded memory.
+        Matrix products against the K stacked whiteners, in pieces of bounded memory, and in blocks of
+        whitened dimensions without the zeros of the triangles to their right.
         """
         centre_D, stacked_ED, offset_E1, log_scale_K = self._product
         num_clusters, num_dims = self.means_KD.shape
