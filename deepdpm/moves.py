@@ -1,6 +1,7 @@
 """Split and merge moves: Hastings ratios, proposals, and the Plan that all that belongs to clusters follows.
 
-Legend: M points of a sample, D dimensions, K clusters, P pairs; a final 2 is the subclusters of a cluster.
+Legend: M points of a sample, D dimensions, K clusters, P pairs, U clusters that are in a pair; a final 2 is
+the subclusters of a cluster, or the clusters of a pair.
 """
 
 from __future__ import annotations
@@ -161,7 +162,9 @@ def merge_log_ratios(prior: NormalPrior, stats: SufficientStats, pairs_P2: Tenso
 
     Shapes: stats holds K sets, pairs (P, 2) positions of clusters.
     """
-    apart_P = _log_weight(prior, stats)[pairs_P2].sum(1)
+    # Of each cluster once, in however many pairs it is.
+    used_U, place_P2 = pairs_P2.unique(return_inverse=True)
+    apart_P = _log_weight(prior, stats[used_U])[place_P2].sum(1)
     together = stats[pairs_P2[:, 0]] + stats[pairs_P2[:, 1]]
     ratio_P = _log_weight(prior, together) - apart_P - math.log(alpha)
     return torch.where(together.count_K == 0, math.inf, ratio_P)

@@ -13,12 +13,12 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from deepdpm.moves import MoveSettings
+
 TransformKind = Literal["none", "normalize", "min_max", "standard", "standard_normalize", "principal"]
 
 # Principal axes with less of the largest variance than this are rounding errors.
 _RELATIVE_VARIANCE = 1e-10
-# The search's sample (`MoveSettings.sample_size`): more axes than the root of it are more than it can tell.
-_MOST_TELLING = 6_000
 _NORMALIZING = ("normalize", "standard_normalize")
 
 Chunks = Callable[[], Iterable[Tensor]]
@@ -27,10 +27,13 @@ Chunks = Callable[[], Iterable[Tensor]]
 def most_axes(num_points: int) -> int:
     """How many principal axes so many points can tell apart: `sqrt(N)`, at least 2 and at most 77.
 
+    A covariance of d dimensions has d^2 / 2 free numbers, and the search for clusters sees no more than its
+    sample at first, 6,000 points by default.
+
     >>> most_axes(100), most_axes(70_000)
     (10, 77)
     """
-    return max(2, math.isqrt(min(num_points, _MOST_TELLING)))
+    return max(2, math.isqrt(min(num_points, MoveSettings.sample_size)))
 
 
 class Transform(nn.Module):
@@ -41,8 +44,7 @@ class Transform(nn.Module):
     - "principal": centred and rotated to the principal axes, each pointing where its third moment is
       positive, all divided by the root of their mean variance. So codes that are scaled, shifted or rotated
       give the same result. Axes of no variance are left out, and at most `sqrt(N)` are kept, of 6,000 points
-      or more 77: a covariance of d dimensions has d^2 / 2 free numbers, and the sample that the search for
-      clusters sees cannot tell more.
+      or more 77 (`most_axes`).
 
     Shapes: (N, D) to (N, E) float32. A state dict of other dimensions resizes the buffers.
 
