@@ -3,13 +3,11 @@
 `parents[k]` is the old row that new row k is copied from; a split repeats a parent, a merge leaves one out, a
 permutation reorders. Then the rows of split and merged clusters take new values by a rule.
 
-Legend: N points, D dimensions, K clusters after the move, H hidden units, B points of a chunk.
+Legend: D dimensions, K clusters after the move, H hidden units.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
 from typing import Literal, get_args
 
 import torch
@@ -18,8 +16,6 @@ from torch import Tensor, nn
 from deepdpm.nets import SUBCLUSTERS, ClusterNet, GrowingModule, SubclusterNets
 
 RowRule = Literal["same", "same_w_noise", "random"]
-
-_LOG_FLOOR = math.log(1e-4)
 
 
 def grow(
@@ -140,51 +136,3 @@ def rows_from_subclusters(net: ClusterNet, nets: SubclusterNets, parents_K: Tens
     assert (earlier_siblings < SUBCLUSTERS).all(), "a split has two children"
     net.output_weight[rows] = nets.output_weight[parents, :, earlier_siblings]
     net.output_bias[rows] = nets.output_bias[parents, earlier_siblings]
-
-
-@torch.no_grad()
-def fit_output_layer(
-    net: ClusterNet,
-    chunks: Iterable[tuple[Tensor, Tensor, Tensor]],
-    ridge: float = 1e-4,
-    floor: float = _LOG_FLOOR,
-) -> None:
-    """Solve the output rows of all clusters at once, so that the log responsibilities meet given targets.
-
-    Ridge regression, weighted by point, of `t = temperature * centre_k(max(log p, floor))` on the last hidden
-    features h. Centring over the clusters is free, because the softmax ignores a constant:
-    `W = (cov(h, h) + ridge * mean_variance * I)^-1 cov(h, t)`, `b = mean(t) - mean(h) W`. The floor keeps
-    hopeless clusters from ruling the fit. The sums, H x H and H x K, are float64; nothing of N x K is kept.
-    Moments of the old rows mean nothing afterwards: pass `grow_optimizer` fresh all true.
-
-    Shapes: chunks of codes (B, D), target log probabilities (B, K) and weights (B,); K is the net's.
-
-    >>> net = ClusterNet(num_dims=1, hidden=[8], num_clusters=2)
-    >>> x_ND = torch.linspace(-1, 1, 100)[:, None]
-    >>> log_prob_NK = torch.cat((2 * x_ND, -2 * x_ND), 1).log_softmax(1)
-    >>> fit_output_layer(net, [(x_ND, log_prob_NK, torch.ones(100))])
-    >>> bool((net(x_ND).argmax(1) == log_prob_NK.argmax(1)).float().mean() > 0.8)
-    True
-    """
-    assert ridge > 0
-    weight_KH = net.output_weight
-    K, H = weight_KH.shape
-    # One joint second moment of (1, h, t) holds every sum needed.
-    moment = torch.zeros(1 + H, 1 + H + K, dtype=torch.float64, device=weight_KH.device)
-    for x_BD, log_prob_BK, weight_B in chunks:
-        target_BK = log_prob_BK.double().clamp_min(floor)
-        target_BK = net.temperature * (target_BK - target_BK.mean(1, keepdim=True))
-        hidden_BH = net.hidden(x_BD).double()
-        features = torch.cat((torch.ones_like(hidden_BH[:, :1]), hidden_BH), 1)
-        moment += (features * weight_B.double()[:, None]).T @ torch.cat((features, target_BK), 1)
-    assert moment[0, 0] > 0, "the weights sum to zero"
-    moment /= moment[0, 0].clone()
-    mean_H, mean_K = moment[0, 1 : 1 + H], moment[0, 1 + H :]
-    covariance_HH = moment[1:, 1 : 1 + H] - mean_H[:, None] * mean_H
-    covariance_HK = moment[1:, 1 + H :] - mean_H[:, None] * mean_K
-    variance = covariance_HH.diagonal().mean()
-    penalty = ridge * torch.where(variance > 0, variance, torch.ones_like(variance))
-    covariance_HH.diagonal().add_(penalty)
-    fitted_HK = torch.linalg.solve(covariance_HH, covariance_HK)
-    weight_KH.copy_(fitted_HK.T)
-    net.output_bias.copy_(mean_K - mean_H @ fitted_HK)

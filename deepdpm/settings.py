@@ -91,7 +91,7 @@ class OptimizerSettings:
         ValueError: a value out of range, naming the setting.
     """
 
-    cluster_lr: float = 5e-3
+    cluster_lr: float = 1e-2
     subcluster_lr: float = 0.02
     lr_scheduler: Literal["none", "step", "plateau"] = "none"
     lr_step: int = 20
@@ -145,7 +145,7 @@ class ScheduleSettings:
     freeze_after_move: int = 0
     max_searches: int = 10
     polish_steps: int = 1000
-    polish_loss: float = 0.01
+    polish_loss: float = 0.003
 
     def __post_init__(self) -> None:
         check_choices(self, "trainer.schedule")

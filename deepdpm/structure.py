@@ -5,13 +5,13 @@ Legend: M points of a sample, D dimensions, K clusters; subclusters 2k and 2k + 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from deepdpm.growth import fit_output_layer, grow, grow_optimizer, renew_rows, rows_from_subclusters
+from deepdpm.amortize import fit_net_to_mixture
+from deepdpm.growth import grow, renew_rows, rows_from_subclusters
 from deepdpm.kmeans import cluster_labels, subcluster_labels
 from deepdpm.mixture import Mixture
 from deepdpm.moves import (
@@ -142,26 +142,6 @@ def renew_subclusters(
     fresh = fit_subclusters(state.prior, sub_stats)
     rows = fresh_K.repeat_interleave(2)
     return replace(state, subclusters=merge_rows(state.subclusters, fresh, rows))
-
-
-def fit_net_to_mixture(
-    net: ClusterNet, mixture: Mixture, x_MD: Tensor, optimizer: Optimizer | None = None
-) -> None:
-    """Fit the cluster net's output layer in closed form to the mixture's responsibilities of a sample.
-
-    The old rows' moments mean nothing afterwards, and are zeroed.
-    """
-
-    def chunks() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        for x_BD in x_MD.split(_CHUNK):
-            log_r_BK = mixture.log_joint_NK(x_BD).log_softmax(1)
-            yield x_BD, log_r_BK, torch.ones_like(x_BD[:, 0])
-
-    fit_output_layer(net, chunks())
-    if optimizer is not None:
-        every = torch.arange(net.num_clusters)
-        for parameter in net.row_parameters().values():
-            grow_optimizer(optimizer, parameter, every, torch.ones(net.num_clusters, dtype=torch.bool))
 
 
 def _grow_all(learners: Learners, plan: Plan) -> None:

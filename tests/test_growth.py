@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from deepdpm.growth import fit_output_layer, grow, grow_optimizer, renew_rows, rows_from_subclusters
+from deepdpm.growth import grow, grow_optimizer, renew_rows, rows_from_subclusters
 from deepdpm.nets import ClusterNet, GrowingModule, SubclusterNets
 
 B, D, H, K = 30, 3, 5, 4
@@ -201,45 +201,6 @@ def test_subcluster_weights_of_another_size_are_refused() -> None:
     parents_K, fresh_K = plan("split")
     with pytest.raises(ValueError, match=r"hidden sizes.*6 units.*5"):
         rows_from_subclusters(net, nets, parents_K, fresh_K)
-
-
-@pytest.mark.parametrize("temperature", [1.0, 0.5])
-def test_fitted_rows_solve_the_augmented_least_squares_problem(temperature: float) -> None:
-    net = ClusterNet(D, [H], K, temperature)
-    x_ND, weight_N = torch.randn(200, D), torch.rand(200)
-    log_prob_NK = (4 * torch.randn(200, K)).log_softmax(1)
-    fit_output_layer(net, zip(x_ND.split(64), log_prob_NK.split(64), weight_N.split(64), strict=True), 1e-3)
-
-    hidden_NH = net.hidden(x_ND).detach().double()
-    target_NK = log_prob_NK.double().clamp_min(torch.tensor(1e-4).double().log())
-    target_NK = temperature * (target_NK - target_NK.mean(1, keepdim=True))
-    share_N1 = (weight_N / weight_N.sum()).double()[:, None]
-    variance = (share_N1 * (hidden_NH - (share_N1 * hidden_NH).sum(0)).square()).sum(0).mean()
-    penalty_HE = torch.cat((torch.zeros(H, 1), torch.eye(H)), 1).double() * (1e-3 * variance).sqrt()
-    design = torch.cat((share_N1.sqrt() * torch.cat((torch.ones(200, 1), hidden_NH), 1), penalty_HE))
-    right = torch.cat((share_N1.sqrt() * target_NK, torch.zeros(H, K).double()))
-    solution = torch.linalg.lstsq(design, right).solution
-    torch.testing.assert_close(net.output_bias.double(), solution[0], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(net.output_weight.double(), solution[1:].T, rtol=1e-4, atol=1e-5)
-
-
-def test_fit_recovers_responsibilities_that_the_net_can_express() -> None:
-    net, teacher = ClusterNet(D, [H], K), ClusterNet(D, [H], K)
-    teacher.hidden.load_state_dict(net.hidden.state_dict())
-    x_ND = torch.randn(500, D)
-    target_NK = teacher.log_prob(x_ND).detach()
-    fit_output_layer(net, [(x_ND, target_NK, torch.ones(500))], ridge=1e-9)
-    torch.testing.assert_close(net.log_prob(x_ND), target_NK, rtol=1e-3, atol=1e-3)
-
-
-@pytest.mark.parametrize("num_clusters", [1, K])
-def test_fit_on_constant_codes_and_impossible_clusters_is_finite(num_clusters: int) -> None:
-    net = ClusterNet(D, [H], num_clusters)
-    log_prob_NK = torch.full((10, num_clusters), -torch.inf)
-    log_prob_NK[:, 0] = 0
-    fit_output_layer(net, [(torch.ones(10, D), log_prob_NK, torch.ones(10))])
-    responsibilities = net.log_prob(torch.ones(1, D)).exp()[0]
-    assert responsibilities[0] > 0.99
 
 
 def test_optimizer_rows_can_all_start_anew() -> None:
