@@ -60,7 +60,7 @@ class MoveSettings:
     valleys: tuple[float, ...] = (0.9, 0.75, 0.6, 0.5, 0.4, 0.3, 0.2)
     caution: float = 1.5
     tolerance: float = 0.1
-    halvings: int = 2
+    halvings: int = 4
     min_half: int = 50
     clear_valley: float = 0.2
     min_points: int = 5

@@ -35,11 +35,12 @@ class NormalPrior(ABC):
 
     `fitted` names the hyperparameters that `fit_empirical_bayes` may change. With a
     `maximum_likelihood_floor` the M-step leaves the prior out (the authors' `use_priors = 0`) and adds the
-    floor to the variances instead. `noise` is the variance that measuring a point adds in every direction:
-    wherever a scatter S of n points is used, it is `S + n noise I`, its mean over the noise. So no cluster
-    gains evidence without end from a direction in which its points happen to be equal.
+    floor to the variances instead. `noise` is the variance that measuring a point adds to each column:
+    wherever a scatter S of n points is used, it is `S + n diag(noise)`, its mean over the noise. So no
+    cluster gains evidence without end from a column in which its points happen to be equal.
 
-    Shapes: mean_D (D,) and psi, (D, D) or (D,), are float64; kappa > 0, nu and noise >= 0 are numbers.
+    Shapes: mean_D (D,), psi, (D, D) or (D,), and noise, (D,) or one number for all columns, are float64;
+    kappa > 0 and nu are numbers.
     """
 
     mean_D: Tensor
@@ -50,7 +51,7 @@ class NormalPrior(ABC):
     dirichlet_count: float = 0.1
     fitted: tuple[Hyperparameter, ...] = ()
     maximum_likelihood_floor: float | None = None
-    noise: float = 0.0
+    noise: Tensor | float = 0.0
 
     @property
     def num_dims(self) -> int:
@@ -120,7 +121,7 @@ class NormalPrior(ABC):
         return self.psi + self.scatter(stats) + self._outer(offset_KD * shrink_K.sqrt()[:, None])
 
     def scatter(self, stats: SufficientStats) -> Tensor:
-        """`S + n noise I` of K sets in the form of Psi, with a leading K."""
+        """`S + n diag(noise)` of K sets in the form of Psi, with a leading K."""
         scatter_KDD = stats.scatter_KDD()
         scatter_KDD.diagonal(dim1=-2, dim2=-1).add_(self.noise * stats.count_K[:, None])
         return self._psi_of(scatter_KDD)
@@ -385,8 +386,8 @@ class PriorSettings:
             evens out unequal clusters).
         use_prior: False takes maximum-likelihood estimates in the M-step. Moves still use the prior.
         cov_const: what is then added to each variance.
-        noise: of measurement, in every direction: its squared length over the squared distance to the nearest
-            point (`deepdpm.stats.squared_spacing`). By default it is half as long as that distance: anything
+        noise: of measurement, in each column: its variance over the squared difference to the nearest point
+            (`deepdpm.stats.squared_spacing`). By default it is half as long as that difference: anything
             smaller says nothing of clusters, but without noise it decides the evidence (pixels that are
             blank in all images but a few, whole numbers, columns that nearly repeat each other). 0: none.
 
@@ -418,9 +419,9 @@ class PriorSettings:
         check_least(self, "prior", {"dirichlet_count": 0, "noise": 0})
 
     def make(
-        self, total: SufficientStats, earlier_clusterings: int = 0, squared_spacing: float = 0.0
+        self, total: SufficientStats, earlier_clusterings: int = 0, squared_spacing: Tensor | float = 0.0
     ) -> NormalPrior:
-        """The prior for data with these statistics (one set, all points) and this squared spacing.
+        """The prior for data with these statistics (one set, all points) and this squared spacing (D,).
 
         Raises:
             ValueError: nu below D + 1.

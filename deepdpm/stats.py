@@ -184,17 +184,21 @@ class SufficientStats:
         return (scatter_KDD + scatter_KDD.mT) / 2
 
 
-def squared_spacing(x_ND: Tensor) -> float:
-    """The median squared distance from a point to the nearest that differs from it, per dimension.
+def squared_spacing(x_ND: Tensor) -> Tensor:
+    """The squared distance from a point to the nearest that differs from it, as the columns share it (D,).
 
-    Of at most 2,000 points, evenly taken; 0 if no two differ. In squared units of x. Shapes: x (N, D).
+    Its median over at most 2,000 points, evenly taken, times the mean share that each column has in it: so no
+    column in large units blurs one in small units. 0 if no two points differ. In squared units of x, float64.
+    Shapes: x (N, D).
 
-    >>> squared_spacing(torch.tensor([[0.0, 0.0], [0.0, 0.0], [0.0, 2.0], [5.0, 2.0]]))
-    2.0
+    >>> squared_spacing(torch.tensor([[0.0, 0.0], [0.0, 0.0], [0.0, 2.0], [5.0, 2.0]])).tolist()
+    [1.0, 3.0]
     """
     x_MD = x_ND[:: math.ceil(len(x_ND) / _MOST_SPACED)]
     # Products would leave equal points some rounding error apart.
     distance_MM = torch.cdist(x_MD, x_MD, compute_mode="donot_use_mm_for_euclid_dist")
-    nearest_M = distance_MM.masked_fill(distance_MM == 0, math.inf).amin(1)
-    nearest = float(nearest_M.median())
-    return nearest**2 / x_ND.shape[1] if math.isfinite(nearest) else 0.0
+    nearest_M, neighbour_M = distance_MM.masked_fill(distance_MM == 0, math.inf).min(1)
+    if not nearest_M.isfinite().all():
+        return torch.zeros(x_ND.shape[1], dtype=torch.float64, device=x_ND.device)
+    squares_MD = (x_MD - x_MD[neighbour_M]).double().square()
+    return nearest_M.median().double().square() * (squares_MD / squares_MD.sum(1, keepdim=True)).mean(0)

@@ -114,11 +114,12 @@ def test_the_map_estimate_is_the_mode_of_the_posterior(kind: type[NormalPrior]) 
 @pytest.mark.parametrize("kind", [NIW, NIG])
 def test_noise_is_what_points_scattered_by_it_would_give(kind: type[NormalPrior]) -> None:
     # Each point as 2 D of weight 1 / (2 D), shifted along the axes: their variance is the noise's.
-    noise, x_ND = 0.7, draw(8, N, D)
-    step_SD = math.sqrt(D * noise) * torch.cat([torch.eye(D), -torch.eye(D)]).double()
+    noise_D, x_ND = torch.linspace(0.1, 0.7, D).double(), draw(8, N, D)
+    axes_DD = torch.diag((D * noise_D).sqrt())
+    step_SD = torch.cat([axes_DD, -axes_DD])
     scattered_MD = (x_ND[:, None] + step_SD).reshape(-1, D)
     scattered = SufficientStats.from_weights(scattered_MD, torch.full((2 * D * N, 1), 1 / (2 * D)))
-    plain, noisy = make(kind), replace(make(kind), noise=noise)
+    plain, noisy = make(kind), replace(make(kind), noise=noise_D)
     torch.testing.assert_close(noisy.log_marginal(one(x_ND)), plain.log_marginal(scattered))
     for got, expected in zip(noisy.map_estimate(one(x_ND)), plain.map_estimate(scattered), strict=True):
         torch.testing.assert_close(got, expected)

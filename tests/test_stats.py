@@ -95,10 +95,19 @@ def test_what_cannot_be_factored_is_said(matrix: Tensor) -> None:
         cholesky(matrix)
 
 
-def test_the_spacing_is_the_distance_to_the_nearest_point_that_differs(x_ND: Tensor) -> None:
-    distance_N = NearestNeighbors(n_neighbors=2).fit(x_ND.numpy()).kneighbors()[0][:, 0]
-    expected = float(torch.from_numpy(distance_N).quantile(0.5, interpolation="lower")) ** 2 / x_ND.shape[1]
-    assert squared_spacing(x_ND) == pytest.approx(expected)
-    assert squared_spacing(torch.cat([x_ND, x_ND])) == pytest.approx(expected)
-    assert squared_spacing(100 * x_ND + 5) == pytest.approx(1e4 * expected, rel=1e-4)
-    assert squared_spacing(torch.ones(7, 2)) == 0
+def test_the_spacing_is_the_difference_to_the_nearest_point_that_differs(x_ND: Tensor) -> None:
+    distance_N, index_N = (found[:, 0] for found in NearestNeighbors(n_neighbors=2).fit(x_ND).kneighbors())
+    median = torch.from_numpy(distance_N).double().quantile(0.5, interpolation="lower")
+    squares_ND = (x_ND - x_ND[index_N]).double().square()
+    expected_D = median**2 * (squares_ND / squares_ND.sum(1, keepdim=True)).mean(0)
+    torch.testing.assert_close(squared_spacing(x_ND), expected_D, rtol=1e-5, atol=0)
+    torch.testing.assert_close(squared_spacing(torch.cat([x_ND, x_ND])), expected_D, rtol=1e-5, atol=0)
+    torch.testing.assert_close(squared_spacing(100 * x_ND + 5), 1e4 * expected_D, rtol=1e-4, atol=0)
+    assert squared_spacing(torch.ones(7, 2)).tolist() == [0, 0]
+
+
+def test_a_column_in_large_units_does_not_blur_one_in_small_units(x_ND: Tensor) -> None:
+    units_D = torch.tensor([1.0, 1.0, 1.0, 300.0])
+    spacing_D = squared_spacing(x_ND * units_D) / units_D.square()
+    assert (spacing_D[:3] < 3 * x_ND.double().var(0)[:3]).all()
+    assert spacing_D[3] < 0.01
