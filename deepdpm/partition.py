@@ -58,10 +58,20 @@ class Partition:
         return SufficientStats.from_labels(self.x_MD, self.labels_M, self.num_clusters)
 
     @cached_property
-    def valleys(self) -> tuple[Tensor, Tensor]:
-        """Pairs of neighbours (P, 2), and the valley of the density between them (P,)."""
-        pairs_P2 = neighbours(self)
-        return pairs_P2, valley_ratios(self.x_MD, self.labels_M, self.stats, self.mixture, pairs_P2)
+    def neighbours_P2(self) -> Tensor:
+        """Pairs (P, 2) of clusters worth a merge."""
+        return _neighbours(self)
+
+    @cached_property
+    def valleys_P(self) -> Tensor:
+        """The valley of the density between the neighbours (P,), as a share of the lower peak."""
+        return valley_ratios(self.x_MD, self.labels_M, self.stats, self.mixture, self.neighbours_P2)
+
+    @cached_property
+    def merge_gains_P(self) -> Tensor:
+        """The log evidence in nats that merging each two neighbours gives (P,), the prior refitted."""
+        prior = fit_empirical_bayes(self.prior, self.stats)
+        return merge_log_ratios(prior, self.stats, self.neighbours_P2, prior.alpha)
 
     def entropy(self) -> float:
         """Of the labels, in nats."""
@@ -75,7 +85,8 @@ def expectation_maximisation(x_MD: Tensor, labels_M: Tensor, prior: NormalPrior,
     for i in range(iters):
         if i % _FIT_EVERY == 0:
             prior = fit_empirical_bayes(prior, stats)
-        stats = _soft_stats(x_MD, Mixture.m_step(prior, stats).log_joint_NK(x_MD))
+        log_joint_MK = Mixture.m_step(prior, stats).log_joint_NK(x_MD)
+        stats = _soft_stats(x_MD, *_shared(log_joint_MK), log_joint_MK.shape[1])
         stats = stats[stats.count_K >= 1]
     mixture = Mixture.m_step(prior, stats)
     log_joint_MK = mixture.log_joint_NK(x_MD)
@@ -94,12 +105,10 @@ def _shared(log_joint_MK: Tensor) -> tuple[Tensor, Tensor]:
     return top.indices, top.values.softmax(1)
 
 
-def _soft_stats(x_MD: Tensor, log_joint_MK: Tensor) -> SufficientStats:
-    """Statistics weighted by the responsibilities."""
-    num_clusters = log_joint_MK.shape[1]
-    index_MS, weights_MS = _shared(log_joint_MK)
+def _soft_stats(x_MD: Tensor, index_MS: Tensor, weights_MS: Tensor, num_clusters: int) -> SufficientStats:
+    """Statistics of K clusters, of points (M, D) shared as `_shared` says."""
     if num_clusters * x_MD.shape[1] <= _SMALL_PRODUCT:
-        weights_MK = torch.zeros_like(log_joint_MK).scatter_(1, index_MS, weights_MS)
+        weights_MK = weights_MS.new_zeros(len(x_MD), num_clusters).scatter_(1, index_MS, weights_MS)
         return SufficientStats.from_weights(x_MD, weights_MK)
     parts = [
         SufficientStats.from_labels(x_MD, index_MS[:, s], num_clusters, weights_MS[:, s])
@@ -115,8 +124,8 @@ def evidence(partition: Partition) -> float:
     are convex in the statistics, so by Jensen's inequality this is at most `E_q[ln p(X, z)] + H(q)`, and that
     at most `ln p(X)`. With hard labels (H = 0) clusters that overlap would pay for each point between them.
     """
-    _, weights_MS = _shared(partition.log_joint_MK)
-    stats = _soft_stats(partition.x_MD, partition.log_joint_MK)
+    index_MS, weights_MS = _shared(partition.log_joint_MK)
+    stats = _soft_stats(partition.x_MD, index_MS, weights_MS, partition.num_clusters)
     prior = fit_empirical_bayes(partition.prior, stats, 2)
     weight_K = torch.lgamma(stats.count_K) + math.log(prior.alpha)
     entropy = torch.special.entr(weights_MS.double()).sum()
@@ -130,12 +139,19 @@ def pieces(x_MD: Tensor, prior: NormalPrior, settings: MoveSettings, generator: 
     return _settled(expectation_maximisation(x_MD, labels_M, prior, 8))
 
 
+def merged_by_evidence(found: Partition) -> Partition:
+    """The partition after merges that gain evidence, all that don't touch each other; itself if none does."""
+    if found.num_clusters < 2:
+        return found
+    gain_P = found.merge_gains_P
+    if not (gain_P > 0).any():
+        return found
+    return merged(found, found.neighbours_P2[gain_P > 0], gain_P[gain_P > 0], share=1.0)
+
+
 def _settled(found: Partition) -> Partition:
-    while found.num_clusters > 1:
-        pairs_P2, gain_P = merge_gains(found)
-        if not (gain_P > 0).any():
-            break
-        found = merged(found, pairs_P2[gain_P > 0], gain_P[gain_P > 0], share=1.0)
+    while (after := merged_by_evidence(found)) is not found:
+        found = after
     return found
 
 
@@ -147,21 +163,13 @@ def finest(found: Partition) -> Partition:
     """
     best, greatest = found, evidence(found)
     while found.num_clusters > 1:
-        pairs_P2, gain_P = merge_gains(found)
-        found = _settled(merged(found, pairs_P2, gain_P, share=_FORCED))
+        found = _settled(merged(found, found.neighbours_P2, found.merge_gains_P, share=_FORCED))
         if (reached := evidence(found)) > greatest:
             best, greatest = found, reached
     return best
 
 
-def merge_gains(found: Partition) -> tuple[Tensor, Tensor]:
-    """Pairs of neighbours (P, 2), and the log evidence that each merge gives (P,), the prior refitted."""
-    pairs_P2 = neighbours(found)
-    prior = fit_empirical_bayes(found.prior, found.stats)
-    return pairs_P2, merge_log_ratios(prior, found.stats, pairs_P2, prior.alpha)
-
-
-def neighbours(partition: Partition) -> Tensor:
+def _neighbours(partition: Partition) -> Tensor:
     """Pairs (P, 2) worth a merge: each cluster with those it shares most points with, and the nearest."""
     num_clusters = partition.num_clusters
     posterior_MK = torch.nn.functional.threshold(partition.log_joint_MK.softmax(1), _NOT_SHARED, 0.0)
@@ -193,8 +201,7 @@ def coarsened(found: Partition, threshold: float, least_entropy: float, fewest: 
     for _ in range(_MOST_ROUNDS):
         if found.num_clusters <= max(1, fewest) or found.entropy() < least_entropy:
             break
-        pairs_P2, ratio_P = found.valleys
-        pairs_P2 = pairs_P2[ratio_P > threshold]
+        pairs_P2 = found.neighbours_P2[found.valleys_P > threshold]
         if not len(pairs_P2):
             break
         gain_P = merge_log_ratios(found.prior, found.stats, pairs_P2, found.prior.alpha)
@@ -232,8 +239,7 @@ def without_satellites(found: Partition) -> Partition:
     for _ in range(_MOST_ROUNDS):
         if found.num_clusters < 2:
             break
-        pairs_P2 = neighbours(found)
-        pairs_P2 = pairs_P2[satellites(found, pairs_P2)]
+        pairs_P2 = found.neighbours_P2[satellites(found, found.neighbours_P2)]
         if not len(pairs_P2):
             break
         mean_KD = found.stats.mean_KD()

@@ -33,8 +33,7 @@ from deepdpm.partition import (
     coarsened,
     expectation_maximisation,
     finest,
-    merge_gains,
-    merged,
+    merged_by_evidence,
     pieces,
     without_satellites,
 )
@@ -247,7 +246,7 @@ def _revised(step: Sequence[Partition], settings: MoveSettings) -> Partition:
         gain = _agreement(split, settings.caution) - score
         if len(step) == 1 or not _suffices(gain, split[0].entropy() - entropy, settings.tolerance):
             return split[0]
-    merged = [_merged_by_evidence(partition) for partition in step]
+    merged = [merged_by_evidence(partition) for partition in step]
     if merged[0].num_clusters < step[0].num_clusters:
         lost = score - _agreement(merged, settings.caution)
         if _suffices(lost, entropy - merged[0].entropy(), settings.tolerance):
@@ -273,13 +272,3 @@ def _split(found: Partition, settings: MoveSettings) -> Partition:
     side_M = torch.where(accepted_K[found.labels_M], side_M, 0)
     labels_M = (2 * found.labels_M + side_M).unique(return_inverse=True)[1]
     return without_satellites(expectation_maximisation(found.x_MD, labels_M, prior, 8))
-
-
-def _merged_by_evidence(found: Partition) -> Partition:
-    """The partition after the merges that the evidence asks for."""
-    if found.num_clusters < 2:
-        return found
-    pairs_P2, gain_P = merge_gains(found)
-    if not (gain_P > 0).any():
-        return found
-    return merged(found, pairs_P2[gain_P > 0], gain_P[gain_P > 0], share=1.0)
