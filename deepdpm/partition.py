@@ -28,10 +28,6 @@ _MOST_ROUNDS = 60
 # K times D, up to which one product with all weights, most of them zeros, is faster than sums by label.
 _SMALL_PRODUCT = 500
 _CLUSTERS_PER_MERGE = 16
-# Share of the possible merges that are made where none gains evidence.
-_FORCED = 0.5
-# Responsibilities below this are none: their squares are subnormal numbers, thirty times as slow.
-_NOT_SHARED = 1e-15
 _SATELLITE_POINTS = 0.2
 _SATELLITE_RADIUS = 0.4
 _SATELLITE_REACH = 4.0
@@ -56,6 +52,11 @@ class Partition:
     def stats(self) -> SufficientStats:
         """Statistics of the hard labels."""
         return SufficientStats.from_labels(self.x_MD, self.labels_M, self.num_clusters)
+
+    @cached_property
+    def shared(self) -> tuple[Tensor, Tensor]:
+        """Each point's likeliest clusters (M, S), and its responsibilities for them (M, S)."""
+        return _shared(self.log_joint_MK)
 
     @cached_property
     def neighbours_P2(self) -> Tensor:
@@ -124,7 +125,7 @@ def evidence(partition: Partition) -> float:
     are convex in the statistics, so by Jensen's inequality this is at most `E_q[ln p(X, z)] + H(q)`, and that
     at most `ln p(X)`. With hard labels (H = 0) clusters that overlap would pay for each point between them.
     """
-    index_MS, weights_MS = _shared(partition.log_joint_MK)
+    index_MS, weights_MS = partition.shared
     stats = _soft_stats(partition.x_MD, index_MS, weights_MS, partition.num_clusters)
     prior = fit_empirical_bayes(partition.prior, stats, 2)
     weight_K = torch.lgamma(stats.count_K) + math.log(prior.alpha)
@@ -158,12 +159,12 @@ def _settled(found: Partition) -> Partition:
 def finest(found: Partition) -> Partition:
     """The partition of greatest evidence on a path of merges from this one down to one cluster.
 
-    Where no merge gains evidence, half of the possible ones are made all the same, the best first: a prior
+    Where no merge gains evidence, the best ones that don't touch each other are made all the same: a prior
     fitted to many pieces of a cluster wants clusters as small as these, and two Gaussians stayed in 61.
     """
     best, greatest = found, evidence(found)
     while found.num_clusters > 1:
-        found = _settled(merged(found, found.neighbours_P2, found.merge_gains_P, share=_FORCED))
+        found = _settled(merged(found, found.neighbours_P2, found.merge_gains_P, share=1.0))
         if (reached := evidence(found)) > greatest:
             best, greatest = found, reached
     return best
@@ -172,8 +173,14 @@ def finest(found: Partition) -> Partition:
 def _neighbours(partition: Partition) -> Tensor:
     """Pairs (P, 2) worth a merge: each cluster with those it shares most points with, and the nearest."""
     num_clusters = partition.num_clusters
-    posterior_MK = torch.nn.functional.threshold(partition.log_joint_MK.softmax(1), _NOT_SHARED, 0.0)
-    shared_KK = (posterior_MK.T @ posterior_MK).double()
+    index_MS, weights_MS = partition.shared
+    weights_MS = weights_MS.double()
+    pair_MSS = num_clusters * index_MS[:, :, None] + index_MS[:, None, :]
+    product_MSS = weights_MS[:, :, None] * weights_MS[:, None, :]
+    shared_KK = product_MSS.new_zeros(num_clusters**2).index_add_(
+        0, pair_MSS.flatten(), product_MSS.flatten()
+    )
+    shared_KK = shared_KK.view(num_clusters, num_clusters)
     own_K = shared_KK.diagonal().clamp_min(torch.finfo(torch.float64).tiny).sqrt()
     shared_KK = shared_KK / own_K[:, None] / own_K
     pooled_DD = partition.mixture.covariances_KDD.double().mean(0)

@@ -81,7 +81,12 @@ def search(
             halves = [pieces(x_MD[row], prior, settings, generator) for row in rows[1:]]
             found = _believed([finest(each) for each in (whole, *halves)], settings)
             return x_MD, found.labels_M, found.prior
-        settings = replace(settings, seeds=2 * settings.seeds, sample_size=2 * settings.sample_size)
+        settings = replace(
+            settings,
+            seeds=2 * settings.seeds,
+            sample_size=2 * settings.sample_size,
+            halvings=(settings.halvings + 1) // 2,
+        )
 
 
 def revise(

@@ -3,8 +3,8 @@
 Evidence alone cannot say whether two Gaussians are one curved or heavy-tailed cluster: it prefers two in both
 cases. The density can: between two clusters it falls and rises again. This is where we go beyond the paper.
 
-Legend: N points, M points of each cluster at the most, D dimensions, K clusters, P pairs, G places on a
-line; a final 2 is the two clusters of a pair.
+Legend: N points, M points of each cluster at the most, T of all, D dimensions, K clusters, P pairs, C pairs
+of a chunk, E points of a pair, G places on a line; a final 2 is the two clusters of a pair.
 """
 
 from __future__ import annotations
@@ -48,36 +48,66 @@ def valley_ratios(
     True
     """
     clusters = _Clusters.of(x_ND, labels_N, stats, mixture)
-    step = max(1, _CHUNK_ELEMENTS // (MOST_POINTS * stats.num_dims))
-    parts = [
-        _greatest_view(clusters, pairs_P2[start : start + step]) for start in range(0, len(pairs_P2), step)
-    ]
-    return torch.cat(parts) if parts else stats.count_K.new_zeros(0)
+    size_P = clusters.taken_K[pairs_P2].amax(1)
+    # Pairs of like size share a chunk: padded to the largest of all, small ones would cost as much as it.
+    order_P = size_P.argsort(descending=True)
+    sizes = size_P[order_P].tolist()
+    ratio_P = stats.count_K.new_zeros(len(pairs_P2))
+    start = 0
+    while start < len(sizes):
+        most = max(1, sizes[start])
+        chunk_C = order_P[start : start + max(1, _CHUNK_ELEMENTS // (2 * most * stats.num_dims))]
+        ratio_P[chunk_C] = _greatest_view(clusters, pairs_P2[chunk_C], most)
+        start += len(chunk_C)
+    return ratio_P
 
 
 @dataclass(frozen=True)
 class _Clusters:
-    """What the views need of the clusters; `valid_KM` says which of the thinned points are real.
+    """What the views need of the clusters, and at most M points of each, relative to its mean.
 
-    `own_KDD` are the covariances, faded to the pooled one; `weighted_KDD` are `n_k Sigma_k`.
+    Of the T points, cluster k has `taken_K[k]` from `first_K[k]` on; `pooled_norm_T` are their squared
+    lengths in the pooled metric. `weighted_KDD` are `n_k Sigma_k`, `own_KDD` the covariances, faded to the
+    pooled one.
     """
 
-    points_KMD: Tensor
-    valid_KM: Tensor
+    points_TD: Tensor
+    pooled_norm_T: Tensor
+    first_K: Tensor
+    taken_K: Tensor
     count_K: Tensor
     mean_KD: Tensor
     weighted_KDD: Tensor
     pooled_DD: Tensor
+    pooled_inverse_DD: Tensor
     own_KDD: Tensor
 
     @classmethod
     def of(cls, x_ND: Tensor, labels_N: Tensor, stats: SufficientStats, mixture: Mixture) -> _Clusters:
-        points_KMD, valid_KM = _thinned(x_ND, labels_N, stats.num_clusters)
-        count_K = stats.count_K.clamp_min(1)
+        mean_KD, count_K = stats.mean_KD(), stats.count_K.clamp_min(1)
+        index_T, first_K, taken_K = _thinned(labels_N, stats.num_clusters)
+        points_TD = (x_ND[index_T].double() - mean_KD[labels_N[index_T]]).float()
         weighted_KDD = count_K[:, None, None] * mixture.covariances_KDD.double()
         pooled_DD = weighted_KDD.sum(0) / count_K.sum()
-        own_KDD = _faded(weighted_KDD, count_K, pooled_DD)
-        return cls(points_KMD, valid_KM, count_K, stats.mean_KD(), weighted_KDD, pooled_DD, own_KDD)
+        inverse_DD = _inverse_factors(pooled_DD[None])[0]
+        return cls(
+            points_TD,
+            (points_TD @ inverse_DD.T.float()).square().sum(1),
+            first_K,
+            taken_K,
+            count_K,
+            mean_KD,
+            weighted_KDD,
+            pooled_DD,
+            inverse_DD,
+            _faded(weighted_KDD, count_K, pooled_DD),
+        )
+
+    def points_of(self, pairs_P2: Tensor, most: int) -> tuple[Tensor, Tensor]:
+        """Rows (P, 2, M) of the points of each pair's clusters, and which are real (P, 2, M)."""
+        place_M = torch.arange(most, device=pairs_P2.device)
+        index_P2M = self.first_K[pairs_P2][:, :, None] + place_M
+        return index_P2M.clamp_max(len(self.points_TD) - 1), place_M < self.taken_K[pairs_P2][:, :, None]
 
 
 def _faded(weighted_KDD: Tensor, count_K: Tensor, pooled_DD: Tensor) -> Tensor:
@@ -86,57 +116,78 @@ def _faded(weighted_KDD: Tensor, count_K: Tensor, pooled_DD: Tensor) -> Tensor:
     return (weighted_KDD + num_free * pooled_DD) / (count_K + num_free)[:, None, None]
 
 
-def _thinned(x_ND: Tensor, labels_N: Tensor, num_clusters: int) -> tuple[Tensor, Tensor]:
-    """At most M points of each cluster, evenly taken: points (K, M, D) and which are real (K, M)."""
+def _inverse_factors(metric_PDD: Tensor) -> Tensor:
+    """Inverses (P, D, D) of lower Cholesky factors: a triangular solve for every point takes much longer."""
+    eye_PDD = torch.eye(metric_PDD.shape[1]).to(metric_PDD).expand_as(metric_PDD)
+    return torch.linalg.solve_triangular(cholesky(metric_PDD), eye_PDD, upper=False)
+
+
+def _thinned(labels_N: Tensor, num_clusters: int) -> tuple[Tensor, Tensor, Tensor]:
+    """At most M points of each cluster, evenly taken: their rows (T,), and where each cluster's (K,) begin
+    and how many they are."""
     order_N = labels_N.argsort(stable=True)
     count_K = torch.bincount(labels_N, minlength=num_clusters)
-    first_K = count_K.cumsum(0) - count_K
     taken_K = count_K.clamp_max(MOST_POINTS)
-    place_M = torch.arange(int(taken_K.max()), device=x_ND.device)
-    offset_KM = place_M * count_K[:, None] // taken_K.clamp_min(1)[:, None]
-    offset_KM = offset_KM.minimum((count_K - 1).clamp_min(0)[:, None])
-    index_KM = order_N[(first_K[:, None] + offset_KM).clamp_max(len(order_N) - 1)]
-    return x_ND[index_KM].double(), place_M < taken_K[:, None]
+    first_K = taken_K.cumsum(0) - taken_K
+    cluster_T = torch.arange(num_clusters, device=labels_N.device).repeat_interleave(taken_K)
+    place_T = torch.arange(len(cluster_T), device=labels_N.device) - first_K[cluster_T]
+    offset_T = place_T * count_K[cluster_T] // taken_K[cluster_T]
+    return order_N[(count_K.cumsum(0) - count_K)[cluster_T] + offset_T], first_K, taken_K
 
 
-def _greatest_view(clusters: _Clusters, pairs_P2: Tensor) -> Tensor:
+def _greatest_view(clusters: _Clusters, pairs_P2: Tensor, most: int) -> Tensor:
     left_P, right_P = pairs_P2.unbind(1)
     count_P2 = clusters.count_K[pairs_P2]
-    pair_PDD = clusters.weighted_KDD[left_P] + clusters.weighted_KDD[right_P]
-    metrics = (_faded(pair_PDD, count_P2.sum(1), clusters.pooled_DD), clusters.pooled_DD[None])
-    points_P2MD = (clusters.points_KMD[pairs_P2] - clusters.mean_KD[left_P][:, None, None]).float()
-    valid_P2M = clusters.valid_KM[pairs_P2]
     offset_PD = clusters.mean_KD[right_P] - clusters.mean_KD[left_P]
-    views = [_line_view(points_P2MD, valid_P2M, offset_PD, count_P2, metric_PDD) for metric_PDD in metrics]
-    views.append(_ridge_view(offset_PD, clusters.own_KDD[pairs_P2], count_P2))
+    index_P2M, valid_P2M = clusters.points_of(pairs_P2, most)
+    points_PED = clusters.points_TD[index_P2M.flatten(1)]
+    pair_PDD = clusters.weighted_KDD[left_P] + clusters.weighted_KDD[right_P]
+    inverse_PDD = _inverse_factors(_faded(pair_PDD, count_P2.sum(1), clusters.pooled_DD))
+    white_PED = points_PED @ inverse_PDD.mT.float()
+    own_delta_PD = (inverse_PDD @ offset_PD[:, :, None]).float()[:, :, 0]
+    pooled_delta_PD = (offset_PD @ clusters.pooled_inverse_DD.T).float()
+    direction_PD = pooled_delta_PD @ clusters.pooled_inverse_DD.float()
+    views = [
+        _line_view(white_PED, own_delta_PD, own_delta_PD, white_PED.square().sum(2), valid_P2M, count_P2),
+        _line_view(
+            points_PED,
+            direction_PD,
+            pooled_delta_PD,
+            clusters.pooled_norm_T[index_P2M].flatten(1),
+            valid_P2M,
+            count_P2,
+        ),
+        _ridge_view(offset_PD, clusters.own_KDD[pairs_P2], count_P2),
+    ]
     ratio_P = torch.stack(views).nan_to_num(nan=1.0).amax(0)
     # Of one or two points nothing can be said.
     return torch.where(count_P2.amin(1) < 3, torch.ones_like(ratio_P), ratio_P)
 
 
 def _line_view(
-    points_P2MD: Tensor, valid_P2M: Tensor, offset_PD: Tensor, count_P2: Tensor, metric_PDD: Tensor
+    points_PED: Tensor,
+    direction_PD: Tensor,
+    delta_PD: Tensor,
+    norm_PE: Tensor,
+    valid_P2M: Tensor,
+    count_P2: Tensor,
 ) -> Tensor:
     """The valley of the points' density along `metric^-1 (mu_right - mu_left)`; the means lie at 0 and 1.
 
-    Shapes: metric (P, D, D), or (1, D, D) for one that all pairs share.
+    Points are relative to the mean of their own cluster; `delta` is the difference of the means and `norm`
+    the points' squared lengths, both in the metric.
     """
-    num_pairs, num_dims = offset_PD.shape
-    eye_PDD = torch.eye(num_dims).to(metric_PDD).expand_as(metric_PDD)
-    # One small inverse and a product: a triangular solve for every point takes many times as long.
-    inverse_PDD = torch.linalg.solve_triangular(cholesky(metric_PDD), eye_PDD, upper=False)
-    white_PED = points_P2MD.reshape(num_pairs, -1, num_dims) @ inverse_PDD.mT.float()
-    delta_PD1, count_P2 = (inverse_PDD @ offset_PD[:, :, None]).float(), count_P2.float()
-    square_P11 = delta_PD1.square().sum(1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-    along_P2M = (white_PED @ delta_PD1).view_as(valid_P2M)
-    norm_P2M = white_PED.square().sum(2).view_as(valid_P2M)
-    # Without point i the mean of its cluster moves by -(x_i - mean) / (n - 1), and the direction with it:
-    # (w - delta / 2) . (delta +- (w - mean) / (n - 1)), where the means are 0 and delta.
-    moved_P2M = norm_P2M - along_P2M / 2
-    moved_P2M[:, 1] = -(moved_P2M[:, 1] - along_P2M[:, 1] + square_P11[:, 0] / 2)
+    count_P2 = count_P2.float()
+    square_P1 = delta_PD.square().sum(1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    along_P2M = (points_PED @ direction_PD[:, :, None]).view_as(valid_P2M)
+    norm_P2M = norm_PE.view_as(valid_P2M)
+    # Without point i, by w from its mean, that mean moves by -w / (n - 1), and the direction with it: the
+    # point's place, seen from half-way between the means, is (w -+ delta / 2) . (delta +- w / (n - 1)).
+    sign_21 = torch.tensor([[1.0], [-1.0]], device=norm_P2M.device)
+    moved_P2M = sign_21 * norm_P2M - along_P2M / 2
     shifted_P2M = along_P2M + moved_P2M / (count_P2 - 1).clamp_min(1)[:, :, None]
-    place_P2M = shifted_P2M / square_P11
-    return _kernel_valley(place_P2M, valid_P2M, count_P2)
+    shifted_P2M[:, 1] += square_P1
+    return _kernel_valley(shifted_P2M / square_P1[:, :, None], valid_P2M, count_P2)
 
 
 def _kernel_valley(place_P2M: Tensor, valid_P2M: Tensor, count_P2: Tensor) -> Tensor:
