@@ -67,6 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
     autoencoder.add_argument("--kind", choices=get_args(Kind)[1:], default="dense")
     autoencoder.add_argument("--latent-dim", type=int, default=defaults.latent_dim)
     autoencoder.add_argument("--hidden-dims", type=int, nargs="+", default=list(defaults.hidden_dims))
+    autoencoder.add_argument("--filters", type=int, nargs="+", default=list(defaults.filters))
     autoencoder.add_argument("--objective", choices=get_args(Objective), default=defaults.objective)
     autoencoder.add_argument("--noise", type=float, default=defaults.noise)
     autoencoder.add_argument(
@@ -186,6 +187,7 @@ def _autoencoder_codes(dataset: Dataset, options: argparse.Namespace) -> Dataset
         kind=options.kind,
         latent_dim=options.latent_dim,
         hidden_dims=options.hidden_dims,
+        filters=options.filters,
         objective=options.objective,
         noise=options.noise,
         augment=options.augment,

@@ -23,11 +23,15 @@ from deepdpm.stats import SufficientStats
 # A cluster of ten points has five in a half of the sample: it should have a centre there.
 _POINTS_PER_SEED = 4
 _FIT_EVERY = 5
+# Clusters that a point is shared among in EM, and where it is asked which clusters are neighbours.
 _SHARED = 3
+_NEAR = 8
 _MOST_ROUNDS = 60
 # K times D, up to which one product with all weights, most of them zeros, is faster than sums by label.
 _SMALL_PRODUCT = 500
 _CLUSTERS_PER_MERGE = 16
+# Share of the possible merges that are made where none gains evidence.
+_FORCED = 0.5
 _SATELLITE_POINTS = 0.2
 _SATELLITE_RADIUS = 0.4
 _SATELLITE_REACH = 4.0
@@ -52,11 +56,6 @@ class Partition:
     def stats(self) -> SufficientStats:
         """Statistics of the hard labels."""
         return SufficientStats.from_labels(self.x_MD, self.labels_M, self.num_clusters)
-
-    @cached_property
-    def shared(self) -> tuple[Tensor, Tensor]:
-        """Each point's likeliest clusters (M, S), and its responsibilities for them (M, S)."""
-        return _shared(self.log_joint_MK)
 
     @cached_property
     def neighbours_P2(self) -> Tensor:
@@ -97,12 +96,12 @@ def expectation_maximisation(x_MD: Tensor, labels_M: Tensor, prior: NormalPrior,
     return Partition(x_MD, labels_M, kept, prior, log_joint_MK[:, used_K])
 
 
-def _shared(log_joint_MK: Tensor) -> tuple[Tensor, Tensor]:
-    """Each point's three likeliest clusters (M, S), and its responsibilities for them (M, S).
+def _shared(log_joint_MK: Tensor, most: int = _SHARED) -> tuple[Tensor, Tensor]:
+    """Each point's likeliest clusters (M, S), and its responsibilities for them (M, S).
 
     What the others would get is below what decides anything, and so the cost need not grow with K.
     """
-    top = log_joint_MK.topk(min(_SHARED, log_joint_MK.shape[1]), dim=1)
+    top = log_joint_MK.topk(min(most, log_joint_MK.shape[1]), dim=1)
     return top.indices, top.values.softmax(1)
 
 
@@ -125,7 +124,7 @@ def evidence(partition: Partition) -> float:
     are convex in the statistics, so by Jensen's inequality this is at most `E_q[ln p(X, z)] + H(q)`, and that
     at most `ln p(X)`. With hard labels (H = 0) clusters that overlap would pay for each point between them.
     """
-    index_MS, weights_MS = partition.shared
+    index_MS, weights_MS = _shared(partition.log_joint_MK)
     stats = _soft_stats(partition.x_MD, index_MS, weights_MS, partition.num_clusters)
     prior = fit_empirical_bayes(partition.prior, stats, 2)
     weight_K = torch.lgamma(stats.count_K) + math.log(prior.alpha)
@@ -159,12 +158,12 @@ def _settled(found: Partition) -> Partition:
 def finest(found: Partition) -> Partition:
     """The partition of greatest evidence on a path of merges from this one down to one cluster.
 
-    Where no merge gains evidence, the best ones that don't touch each other are made all the same: a prior
+    Where no merge gains evidence, half of the possible ones are made all the same, the best first: a prior
     fitted to many pieces of a cluster wants clusters as small as these, and two Gaussians stayed in 61.
     """
     best, greatest = found, evidence(found)
     while found.num_clusters > 1:
-        found = _settled(merged(found, found.neighbours_P2, found.merge_gains_P, share=1.0))
+        found = _settled(merged(found, found.neighbours_P2, found.merge_gains_P, share=_FORCED))
         if (reached := evidence(found)) > greatest:
             best, greatest = found, reached
     return best
@@ -173,7 +172,7 @@ def finest(found: Partition) -> Partition:
 def _neighbours(partition: Partition) -> Tensor:
     """Pairs (P, 2) worth a merge: each cluster with those it shares most points with, and the nearest."""
     num_clusters = partition.num_clusters
-    index_MS, weights_MS = partition.shared
+    index_MS, weights_MS = _shared(partition.log_joint_MK, _NEAR)
     weights_MS = weights_MS.double()
     pair_MSS = num_clusters * index_MS[:, :, None] + index_MS[:, None, :]
     product_MSS = weights_MS[:, :, None] * weights_MS[:, None, :]

@@ -34,7 +34,7 @@ class Pretraining(pl.LightningModule):
     ) -> None:
         super().__init__()
         plain = asdict(features) if isinstance(features, FeaturesSettings) else dict(features)
-        plain["hidden_dims"] = list(plain["hidden_dims"])
+        plain |= {name: list(plain[name]) for name in ("hidden_dims", "filters") if name in plain}
         shape = None if image_shape is None else [int(length) for length in image_shape]
         self.save_hyperparameters(
             {"features": plain, "num_dims": num_dims, "image_shape": shape, "seed": seed}

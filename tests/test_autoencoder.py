@@ -1,5 +1,6 @@
 """The autoencoders: order and names of their layers, their losses, and the authors' weight files."""
 
+import math
 import pickle
 from pathlib import Path
 
@@ -84,6 +85,20 @@ def test_dense_shapes_for_any_widths(hidden_dims: tuple[int, ...], latent_dim: i
     code_BL, reconstruction_BD = DenseAutoencoder(7, hidden_dims, latent_dim)(torch.zeros(4, 7))
     assert code_BL.shape == (4, latent_dim)
     assert reconstruction_BD.shape == (4, 7)
+
+
+@pytest.mark.parametrize("filters", [(4,), (8, 5), (2, 3, 4, 5)])
+def test_a_strided_encoder_halves_the_image_with_each_of_its_filters(filters: tuple[int, ...]) -> None:
+    settings = FeaturesSettings(kind="strided", filters=filters, latent_dim=6)
+    model = build_autoencoder(settings, num_dims=2 * 16 * 8, image_shape=(2, 16, 8))
+    maps = [module.out_channels for module in model.modules() if isinstance(module, torch.nn.Conv2d)]
+    assert maps == list(filters)
+    width_in = next(m.in_features for m in model.encoder.modules() if isinstance(m, torch.nn.Linear))
+    cells = math.ceil(16 / 2 ** len(filters)) * math.ceil(8 / 2 ** len(filters))
+    assert width_in == filters[-1] * cells
+    code_BL, reconstruction_BD = model(torch.randn(3, 2 * 16 * 8))
+    assert code_BL.shape == (3, 6)
+    assert reconstruction_BD.shape == (3, 2 * 16 * 8)
 
 
 @pytest.mark.parametrize("image_shape", [(1, 16, 16), (3, 9, 12), (1, 28, 28)])
@@ -286,6 +301,8 @@ def test_bad_weight_files_give_one_sentence(tmp_path: Path, monkeypatch: pytest.
         ("latent_dim", 0),
         ("hidden_dims", ()),
         ("hidden_dims", (500, 0)),
+        ("filters", ()),
+        ("filters", (16, 0)),
         ("noise", -0.1),
         ("augment", -0.1),
         ("objective", "contrast"),

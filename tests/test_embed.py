@@ -85,7 +85,18 @@ def test_an_interrupted_pretraining_goes_on_to_the_bit(
 
 
 def test_contrast_goes_on_to_the_bit_and_never_sees_a_label(monkeypatch: pytest.MonkeyPatch) -> None:
-    arguments = ["--kind", "strided", "--objective", "contrast", "--augment", "1", *SMALL[2:]]
+    arguments = [
+        "--kind",
+        "strided",
+        "--filters",
+        "8",
+        "24",
+        "--objective",
+        "contrast",
+        "--augment",
+        "1",
+        *SMALL[2:],
+    ]
     main(["digits", "whole", *arguments])
 
     def stop(module: Pretraining) -> None:

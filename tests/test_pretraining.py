@@ -57,7 +57,7 @@ def test_noise_is_of_the_seed_alone() -> None:
 def test_settings_saved_are_plain() -> None:
     module = Pretraining(SETTINGS, num_dims=8, image_shape=(1, 2, 4), seed=3)
     assert dict(module.hparams) == {
-        "features": {**vars(SETTINGS), "hidden_dims": [16]},
+        "features": {**vars(SETTINGS), "hidden_dims": [16], "filters": [16, 32, 64]},
         "num_dims": 8,
         "image_shape": [1, 2, 4],
         "seed": 3,

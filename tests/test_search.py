@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 import deepdpm.partition as partition_module
+import deepdpm.search as search_module
 from deepdpm.metrics import evaluate
 from deepdpm.mixture import Mixture
 from deepdpm.moves import MoveSettings
@@ -152,6 +154,40 @@ def test_sample_and_centres_are_doubled_until_centres_are_enough() -> None:
     assert asked[:2] == [1500, 3000]
     assert asked[-1] == len(sample_MD) < 12_000
     assert evaluate(truth_N[order_N[: asked[-1]]], labels_M)["acc"] > 0.99
+
+
+def test_a_doubled_sample_is_halved_in_half_as_many_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+    x_ND, _ = blobs(30, 2, 400)
+    order_N = torch.randperm(12_000, generator=torch.Generator().manual_seed(1))
+    prior = PriorSettings().make(SufficientStats.from_weights(x_ND, torch.ones(12_000, 1)))
+    sizes = []
+
+    def recorded(x_MD: Tensor, *others: Any) -> Partition:
+        sizes.append(len(x_MD))
+        return pieces(x_MD, *others)
+
+    monkeypatch.setattr(search_module, "pieces", recorded)
+    settings, coins = MoveSettings(seeds=16, sample_size=1500, halvings=5), torch.Generator().manual_seed(0)
+    sample_MD, _, _ = search(lambda most: x_ND[order_N[:most]], 12_000, prior, settings, coins)
+    doublings = round(math.log2(len(sample_MD) / 1500))
+    assert doublings == 2
+    halvings = 2  # 5, 3, 2
+    assert sizes == [1500, 3000, 6000] + 2 * halvings * [3000]
+
+
+def test_neighbours_are_those_that_all_responsibilities_give() -> None:
+    x_MD, truth_M = blobs(25, 3, 40)
+    coins = torch.Generator().manual_seed(5)
+    x_MD = x_MD + 2.5 * torch.randn(x_MD.shape, generator=coins)
+    prior = PriorSettings().make(SufficientStats.from_weights(x_MD, torch.ones(len(x_MD), 1)))
+    partition = expectation_maximisation(x_MD, truth_M, prior, 3)
+    r_MK = partition.log_joint_MK.double().softmax(1)
+    shared_KK = r_MK.T @ r_MK
+    shared_KK = shared_KK / shared_KK.diagonal().sqrt()[:, None] / shared_KK.diagonal().sqrt()
+    offered = {tuple(pair) for pair in partition.neighbours_P2.tolist()}
+    for k, row in enumerate(shared_KK.fill_diagonal_(-1).tolist()):
+        for partner in sorted(range(len(row)), key=row.__getitem__)[-4:]:
+            assert (min(k, partner), max(k, partner)) in offered
 
 
 def test_where_all_points_are_in_the_sample_centres_are_not_doubled() -> None:

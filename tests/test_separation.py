@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from deepdpm import separation
 from deepdpm.kmeans import subcluster_labels
 from deepdpm.mixture import Mixture
 from deepdpm.separation import valley_ratios
@@ -79,3 +80,23 @@ def test_both_orders_of_a_pair_agree_and_no_pair_gives_nothing() -> None:
 def test_clusters_of_one_or_two_points_say_nothing() -> None:
     x_ND = torch.tensor([[0.0], [0.1], [0.2], [9.0]])
     assert ratio_of_two(x_ND, torch.tensor([0, 0, 0, 1])) == 1.0
+
+
+def test_a_pair_has_its_valley_whatever_pairs_are_asked_for_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Clusters of 3 to 1,500 points, so that pairs are padded to different lengths, and thinned.
+    coins = torch.Generator().manual_seed(4)
+    labels_N = torch.arange(6).repeat_interleave(torch.tensor([1500, 3, 40, 700, 9, 200]))
+    x_ND = torch.randn(len(labels_N), 3, generator=coins) + 2.0 * torch.randn(6, 3, generator=coins)[labels_N]
+    stats = SufficientStats.from_labels(x_ND, labels_N, 6)
+    covariances = stats.scatter_KDD() / stats.count_K[:, None, None] + 0.1 * torch.eye(3).double()
+    mixture = Mixture(stats.count_K / stats.count_K.sum(), stats.mean_KD(), covariances)
+    pairs_P2 = torch.combinations(torch.arange(6), 2)
+    together_P = valley_ratios(x_ND, labels_N, stats, mixture, pairs_P2)
+    alone_P = torch.cat(
+        [valley_ratios(x_ND, labels_N, stats, mixture, pair_12) for pair_12 in pairs_P2.split(1)]
+    )
+    torch.testing.assert_close(together_P, alone_P, rtol=1e-4, atol=1e-4)
+    monkeypatch.setattr(separation, "_CHUNK_ELEMENTS", 5000)
+    in_parts_P = valley_ratios(x_ND, labels_N, stats, mixture, pairs_P2)
+    torch.testing.assert_close(together_P, in_parts_P, rtol=1e-4, atol=1e-4)
+    assert together_P.max() - together_P.min() > 0.5
