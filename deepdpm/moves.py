@@ -36,7 +36,8 @@ class MoveSettings:
             the sample; a nat of information that differs costs so many nats that agree.
         tolerance: "search": a coarser step is believed if it is worth at most so many nats less than a finer
             one, and at most .3 of what it leaves unsaid.
-        halvings: "search": so often the sample is cut in halves anew, and the mean decides.
+        halvings: "search": so often the sample is cut in halves anew, and the mean decides; half as often
+            with each doubling.
         min_half: "search": halves of fewer points are not tried; then the last step of merging counts.
         clear_valley: "search": later steps split a cluster if the valley between its halves is lower.
         min_points: "published": both halves of a split need more points than this.

@@ -123,8 +123,7 @@ def _inverse_factors(metric_PDD: Tensor) -> Tensor:
 
 
 def _thinned(labels_N: Tensor, num_clusters: int) -> tuple[Tensor, Tensor, Tensor]:
-    """At most M points of each cluster, evenly taken: their rows (T,), and where each cluster's (K,) begin
-    and how many they are."""
+    """Rows (T,) of at most M points of each cluster, evenly taken; the first and the number of each (K,)."""
     order_N = labels_N.argsort(stable=True)
     count_K = torch.bincount(labels_N, minlength=num_clusters)
     taken_K = count_K.clamp_max(MOST_POINTS)
