@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from deepdpm.growth import grow_optimizer
-from deepdpm.linalg import cholesky
+from deepdpm.linalg import inverse_cholesky
 from deepdpm.losses import kl_loss
 from deepdpm.mixture import Mixture
 from deepdpm.nets import ClusterNet
@@ -91,9 +91,7 @@ def take_discriminants(net: ClusterNet, mixture: Mixture, x_MD: Tensor) -> bool:
     covariance_DD = (weight_K[:, None, None] * mixture.covariances_KDD.double()).sum(0)
     centre_D = weight_K @ mean_KD
     # Everything below is in coordinates in which the pooled covariance is I and the clusters' centre 0.
-    white_DD = torch.linalg.solve_triangular(
-        cholesky(covariance_DD), torch.eye(len(centre_D)).to(covariance_DD), upper=False
-    )
+    white_DD = inverse_cholesky(covariance_DD)
     white_KD = (mean_KD - centre_D) @ white_DD.T
     axes_RD = torch.linalg.svd(weight_K.sqrt()[:, None] * white_KD, full_matrices=False).Vh[:R]
     along_MR = (x_MD.double() - centre_D) @ white_DD.T @ axes_RD.T

@@ -34,13 +34,13 @@ TEMPERATURE = 0.2
 class FeaturesSettings:
     """Say which autoencoder stands before the clustering, and how it is pretrained.
 
-    `kind` is "none" (the data are codes already), "dense", "conv" or "strided" (three convolutions).
-    `hidden_dims` are the widths between input and code, for the dense one, and `filters` the channels of the
-    convolutions, one for each, for the strided one. `objective` is what the encoder
-    learns by: "reconstruction", or "contrast" (`contrast_loss`). `noise` is the standard deviation of the
-    Gaussian noise added to the inputs while it learns; `augment` is the strength of the random shifts, turns
-    and the like of images (`deepdpm.augment`), which a reconstruction must undo and a contrast must overlook.
-    `weights` is a weight file; with it nothing is pretrained.
+    `kind` is "none" (the data are codes already), "dense", "conv" or "strided". `hidden_dims` are the widths
+    of the dense one between input and code, `filters` the channels of the strided one's convolutions, one
+    number for each. `objective` is what the encoder learns by: "reconstruction", or "contrast"
+    (`contrast_loss`). `noise` is the standard deviation of the Gaussian noise added to the inputs while it
+    learns; `augment` is the strength of the random shifts, turns and the like of images (`deepdpm.augment`),
+    which a reconstruction must undo and a contrast must overlook. `weights` is a weight file; with it nothing
+    is pretrained.
 
     Raises:
         ValueError: a value out of range, naming the setting.
@@ -199,7 +199,7 @@ class ConvAutoencoder(nn.Module):
 
 
 class StridedAutoencoder(_Mirrored):
-    """Map small images, given as flat rows, to codes by convolutions (three), and back by a dense layer.
+    """Map small images, given as flat rows, to codes by convolutions, and back by a dense layer.
 
     Forth: for each of the `filters` a convolution 3 x 3 with stride 2, BatchNorm, ReLU; linear.
     Back: linear to 256, BatchNorm, ReLU, linear.
@@ -222,7 +222,7 @@ class StridedAutoencoder(_Mirrored):
             channels, height, width = filters_out, math.ceil(height / 2), math.ceil(width / 2)
         code = nn.Linear(channels * height * width, latent_dim)
         self.encoder = nn.Sequential(nn.Unflatten(1, tuple(image_shape)), *layers, nn.Flatten(), code)
-        self.encoder.to(memory_format=torch.channels_last)  # a third of a step's time on a CPU otherwise
+        self.encoder.to(memory_format=torch.channels_last)  # else half as slow again on a CPU
         hidden = STRIDED_DECODER_WIDTH
         self.decoder = nn.Sequential(
             nn.Linear(latent_dim, hidden),

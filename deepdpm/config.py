@@ -279,6 +279,16 @@ _WITHOUT_EFFECT: tuple[tuple[Callable[[DictConfig], bool], tuple[str, ...], str]
         "it is for trainer.optimizer.lr_scheduler=plateau",
     ),
     (
+        lambda cfg: cfg.model.features.kind in ("conv", "strided"),
+        ("model.features.hidden_dims",),
+        "it is for model.features.kind=dense",
+    ),
+    (
+        lambda cfg: cfg.model.features.kind in ("dense", "conv"),
+        ("model.features.filters",),
+        "it is for model.features.kind=strided",
+    ),
+    (
         lambda cfg: not OmegaConf.select(cfg, "alternation._target_"),
         ("prior.sigma_scale_step", "model.features"),
         "it is for alternation=joint",

@@ -66,8 +66,16 @@ def build_parser() -> argparse.ArgumentParser:
     defaults = FeaturesSettings()
     autoencoder.add_argument("--kind", choices=get_args(Kind)[1:], default="dense")
     autoencoder.add_argument("--latent-dim", type=int, default=defaults.latent_dim)
-    autoencoder.add_argument("--hidden-dims", type=int, nargs="+", default=list(defaults.hidden_dims))
-    autoencoder.add_argument("--filters", type=int, nargs="+", default=list(defaults.filters))
+    autoencoder.add_argument(
+        "--hidden-dims",
+        type=int,
+        nargs="+",
+        default=list(defaults.hidden_dims),
+        help="widths of --kind dense",
+    )
+    autoencoder.add_argument(
+        "--filters", type=int, nargs="+", default=list(defaults.filters), help="channels of --kind strided"
+    )
     autoencoder.add_argument("--objective", choices=get_args(Objective), default=defaults.objective)
     autoencoder.add_argument("--noise", type=float, default=defaults.noise)
     autoencoder.add_argument(

@@ -47,6 +47,21 @@ def cholesky(matrix_DD: Tensor) -> Tensor:
     )
 
 
+def inverse_cholesky(matrix_DD: Tensor) -> Tensor:
+    """Inverses `L^-1` of lower Cholesky factors `L L^T = matrix`: `L^-1 x` are whitened points.
+
+    One small inverse and a product: a triangular solve for every point takes many times as long.
+
+    Shapes: matrix (..., D, D) to L^-1 (..., D, D). Raises NotPositiveDefiniteError as `cholesky` does.
+
+    >>> inverse_cholesky(torch.tensor([[4.0, 0.0], [0.0, 1.0]])).tolist()
+    [[0.5, 0.0], [0.0, 1.0]]
+    """
+    factor_DD = cholesky(matrix_DD)
+    eye_DD = torch.eye(factor_DD.shape[-1], dtype=factor_DD.dtype, device=factor_DD.device)
+    return torch.linalg.solve_triangular(factor_DD, eye_DD.expand_as(factor_DD), upper=False)
+
+
 def log_det_from_cholesky(factor_DD: Tensor) -> Tensor:
     """`log |L L^T|` (...,) of Cholesky factors (..., D, D).
 

@@ -12,7 +12,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from deepdpm.linalg import cholesky
+from deepdpm.linalg import inverse_cholesky
 from deepdpm.priors import NormalPrior
 from deepdpm.stats import SufficientStats
 
@@ -80,10 +80,8 @@ class Mixture:
         Raises:
             NotPositiveDefiniteError: a covariance that no jitter helps.
         """
-        factor_KDD = cholesky(self.covariances_KDD.double())
-        num_dims = factor_KDD.shape[-1]
-        eye_DD = torch.eye(num_dims, dtype=factor_KDD.dtype, device=factor_KDD.device)
-        inverse_KDD = torch.linalg.solve_triangular(factor_KDD, eye_DD.expand_as(factor_KDD), upper=False)
+        inverse_KDD = inverse_cholesky(self.covariances_KDD.double())
+        num_dims = inverse_KDD.shape[-1]
         log_det_K = inverse_KDD.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         log_weight_K = self.weights_K.double().clamp_min(torch.finfo(torch.float64).tiny).log()
         return Whitening(inverse_KDD, log_weight_K + log_det_K - 0.5 * num_dims * math.log(2 * math.pi))

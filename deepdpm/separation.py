@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deepdpm.linalg import cholesky
+from deepdpm.linalg import cholesky, inverse_cholesky
 from deepdpm.mixture import Mixture
 from deepdpm.stats import SufficientStats
 
@@ -89,7 +89,7 @@ class _Clusters:
         points_TD = (x_ND[index_T].double() - mean_KD[labels_N[index_T]]).float()
         weighted_KDD = count_K[:, None, None] * mixture.covariances_KDD.double()
         pooled_DD = weighted_KDD.sum(0) / count_K.sum()
-        inverse_DD = _inverse_factors(pooled_DD[None])[0]
+        inverse_DD = inverse_cholesky(pooled_DD)
         return cls(
             points_TD,
             (points_TD @ inverse_DD.T.float()).square().sum(1),
@@ -116,12 +116,6 @@ def _faded(weighted_KDD: Tensor, count_K: Tensor, pooled_DD: Tensor) -> Tensor:
     return (weighted_KDD + num_free * pooled_DD) / (count_K + num_free)[:, None, None]
 
 
-def _inverse_factors(metric_PDD: Tensor) -> Tensor:
-    """Inverses (P, D, D) of lower Cholesky factors: a triangular solve for every point takes much longer."""
-    eye_PDD = torch.eye(metric_PDD.shape[1]).to(metric_PDD).expand_as(metric_PDD)
-    return torch.linalg.solve_triangular(cholesky(metric_PDD), eye_PDD, upper=False)
-
-
 def _thinned(labels_N: Tensor, num_clusters: int) -> tuple[Tensor, Tensor, Tensor]:
     """Rows (T,) of at most M points of each cluster, evenly taken; the first and the number of each (K,)."""
     order_N = labels_N.argsort(stable=True)
@@ -141,7 +135,7 @@ def _greatest_view(clusters: _Clusters, pairs_P2: Tensor, most: int) -> Tensor:
     index_P2M, valid_P2M = clusters.points_of(pairs_P2, most)
     points_PED = clusters.points_TD[index_P2M.flatten(1)]
     pair_PDD = clusters.weighted_KDD[left_P] + clusters.weighted_KDD[right_P]
-    inverse_PDD = _inverse_factors(_faded(pair_PDD, count_P2.sum(1), clusters.pooled_DD))
+    inverse_PDD = inverse_cholesky(_faded(pair_PDD, count_P2.sum(1), clusters.pooled_DD))
     white_PED = points_PED @ inverse_PDD.mT.float()
     own_delta_PD = (inverse_PDD @ offset_PD[:, :, None]).float()[:, :, 0]
     pooled_delta_PD = (offset_PD @ clusters.pooled_inverse_DD.T).float()
@@ -173,8 +167,11 @@ def _line_view(
 ) -> Tensor:
     """The valley of the points' density along `metric^-1 (mu_right - mu_left)`; the means lie at 0 and 1.
 
-    Points are relative to the mean of their own cluster; `delta` is the difference of the means and `norm`
-    the points' squared lengths, both in the metric.
+    Points are relative to the mean of their own cluster; their product with `direction` is the one with the
+    difference of the means, `delta` that difference and `norm` their squared lengths, all in the metric.
+
+    Shapes: points (P, E, D) with E = 2 M, direction and delta (P, D), norm (P, E), valid (P, 2, M), count
+    (P, 2), to (P,) in 0..1.
     """
     count_P2 = count_P2.float()
     square_P1 = delta_PD.square().sum(1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)

@@ -150,6 +150,14 @@ def test_a_mistake_is_one_sentence_that_names_the_key(overrides: list[str], part
         (["trainer.optimizer.lr_patience=3"], "trainer.optimizer.lr_patience"),
         (["prior.sigma_scale_step=3"], "prior.sigma_scale_step"),
         (["model.features.latent_dim=3"], "model.features"),
+        (
+            ["alternation=joint", "model.features.kind=dense", "model.features.filters=[8]"],
+            "model.features.filters",
+        ),
+        (
+            ["alternation=joint", "model.features.kind=conv", "model.features.hidden_dims=[8]"],
+            "model.features.hidden_dims",
+        ),
         (["peer=kmeans", "model.init_k=3"], "model.init_k"),
         (["peer=kmeans", "prior=nig"], "prior"),
     ],

@@ -123,7 +123,12 @@ def test_a_mistake_is_one_sentence_that_names_the_key(overrides: list[str], part
     [
         (["model.features.weights=gone.pt"], ["model.features.weights", "gone.pt"]),
         (
-            ["dataset=synthetic", "dataset.num_points=300", "model.features.kind=conv"],
+            [
+                "dataset=synthetic",
+                "dataset.num_points=300",
+                "model.features.kind=conv",
+                "model.features.hidden_dims=[500,500,2000]",
+            ],
             ["model.features.kind"],
         ),
     ],
