@@ -39,8 +39,9 @@ class FeaturesSettings:
     number for each. `objective` is what the encoder learns by: "reconstruction", or "contrast"
     (`contrast_loss`). `noise` is the standard deviation of the Gaussian noise added to the inputs while it
     learns; `augment` is the strength of the random shifts, turns and the like of images (`deepdpm.augment`),
-    which a reconstruction must undo and a contrast must overlook. `weights` is a weight file; with it nothing
-    is pretrained.
+    which a reconstruction must undo and a contrast must overlook. `neighbours` is for a contrast: above 0 it
+    compares a copy of each point with one of another, to which a walk along so many nearest neighbours leads
+    (`deepdpm.neighbours`). `weights` is a weight file; with it nothing is pretrained.
 
     Raises:
         ValueError: a value out of range, naming the setting.
@@ -56,6 +57,7 @@ class FeaturesSettings:
     objective: Objective = "reconstruction"
     noise: float = 0.0
     augment: float = 0.0
+    neighbours: int = 0
     pretrain_epochs: int = 50
     pretrain_batch_size: int = 1024
     pretrain_lr: float = 0.002
@@ -70,13 +72,17 @@ class FeaturesSettings:
         check_choices(self, "model.features")
         # Batch normalisation needs two rows.
         least = {"latent_dim": 1, "hidden_dims": 1, "filters": 1, "pretrain_batch_size": 2}
-        zero = ("noise", "augment", "pretrain_epochs", "weight_decay")
+        zero = ("noise", "augment", "neighbours", "pretrain_epochs", "weight_decay")
         check_least(self, "model.features", least | dict.fromkeys(zero, 0))
         check_positive(self, "model.features", ("pretrain_lr",))
-        if self.objective == "contrast" and self.augment == self.noise == 0:
+        if self.objective == "contrast" and self.augment == self.noise == self.neighbours == 0:
             raise ValueError(
                 "model.features.objective=contrast compares disturbed copies of a point: set "
-                "model.features.augment (for images) or model.features.noise above 0."
+                "model.features.augment (for images), noise or neighbours above 0."
+            )
+        if self.objective != "contrast" and self.neighbours > 0:
+            raise ValueError(
+                "model.features.neighbours is for model.features.objective=contrast: set it to 0, or say so."
             )
 
 
@@ -308,13 +314,15 @@ def features_loss(
     settings: FeaturesSettings,
     image_shape: Sequence[int] | None = None,
     generator: torch.Generator | None = None,
+    partner_BD: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Give the loss to minimise and the reconstruction loss, both summed over a batch, and its codes (B, L).
 
     Rows (B, D) are disturbed as the settings say: images moved, then Gaussian noise added; the codes are
     those of disturbed rows. The clean rows are what is to be reconstructed. With `objective` "contrast" the
-    encoder learns by `contrast_loss` alone, and the decoder follows it. The generator lives on the CPU, so
-    that the disturbance is the same on every device.
+    encoder learns by `contrast_loss` alone, and the decoder follows it; the second copies are of the partners
+    (B, D), where there are any. The generator lives on the CPU, so that the disturbance is the same on every
+    device.
 
     >>> settings = FeaturesSettings(kind="dense", noise=0.1)
     >>> model = DenseAutoencoder(4, (3,), 2)
@@ -323,8 +331,7 @@ def features_loss(
     (True, (5, 2))
     """
 
-    def disturbed() -> Tensor:
-        input_BD = x_BD
+    def disturbed(input_BD: Tensor) -> Tensor:
         if settings.augment > 0:
             assert image_shape is not None, "build_autoencoder refuses this"
             input_BD = augmented(input_BD, image_shape, settings.augment, generator)
@@ -335,10 +342,11 @@ def features_loss(
 
     # Layers may work in 16 bits (Lightning's precision=bf16-mixed); losses and clusters do not.
     if settings.objective == "reconstruction":
-        code_BL, reconstruction_BD = (output.to(x_BD) for output in model(disturbed()))
+        code_BL, reconstruction_BD = (output.to(x_BD) for output in model(disturbed(x_BD)))
         loss = reconstruction_loss(x_BD, reconstruction_BD)
         return loss, loss, code_BL
-    code_BL, other_BL = (model.encode(disturbed()).to(x_BD) for _ in range(2))
+    copied = (x_BD, x_BD if partner_BD is None else partner_BD)
+    code_BL, other_BL = (model.encode(disturbed(row_BD)).to(x_BD) for row_BD in copied)
     reconstruction = reconstruction_loss(x_BD, model.decode(code_BL.detach()))
     with torch.autocast(x_BD.device.type, enabled=False):
         return contrast_loss(code_BL, other_BL) + reconstruction, reconstruction, code_BL

@@ -81,6 +81,12 @@ def build_parser() -> argparse.ArgumentParser:
     autoencoder.add_argument(
         "--augment", type=float, default=defaults.augment, help="strength of random shifts, turns, ..."
     )
+    autoencoder.add_argument(
+        "--neighbours",
+        type=int,
+        default=defaults.neighbours,
+        help="nearest neighbours that a contrast takes partners from",
+    )
     autoencoder.add_argument("--epochs", type=int, default=defaults.pretrain_epochs)
     autoencoder.add_argument("--batch-size", type=int, default=defaults.pretrain_batch_size)
     autoencoder.add_argument("--lr", type=float, default=defaults.pretrain_lr)
@@ -199,6 +205,7 @@ def _autoencoder_codes(dataset: Dataset, options: argparse.Namespace) -> Dataset
         objective=options.objective,
         noise=options.noise,
         augment=options.augment,
+        neighbours=options.neighbours,
         pretrain_epochs=options.epochs,
         pretrain_batch_size=options.batch_size,
         pretrain_lr=options.lr,

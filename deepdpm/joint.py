@@ -21,6 +21,7 @@ from deepdpm.autoencoder import build_autoencoder, features_loss, load_published
 from deepdpm.kmeans import MOST_POINTS
 from deepdpm.module import DeepDPMModule, Plain
 from deepdpm.moves import MoveSettings
+from deepdpm.neighbours import Partners
 from deepdpm.pretraining import encode_rows
 from deepdpm.priors import PriorSettings
 from deepdpm.processes import average_gradients, share_from_first, sum_over_processes
@@ -72,6 +73,7 @@ class JointModule(DeepDPMModule):
             self.autoencoder = build_autoencoder(self.model.features, num_dims, shape, with_weights=False)
         self.epoch, self.ended = 0, dict[int, int]()
         self._code_NL: Tensor | None = None
+        self._partners: Partners | None = None
         self._counts_K = torch.empty(0)
 
     # Phases ------------------------------------------------------------------------------------------------
@@ -161,6 +163,8 @@ class JointModule(DeepDPMModule):
             super().on_train_epoch_start()
             return
         self._code_NL = None
+        if self.model.features.neighbours > 0 and self._partners is None:
+            self._partners = Partners(super()._train_points(), self.model.features.neighbours)
         # Points, their reconstruction loss and their distance or cluster loss.
         self._totals_3 = torch.zeros(3, dtype=torch.float64, device=self.device)
         if self.alternation.cluster_assignments != "pseudo_label":
@@ -245,8 +249,9 @@ class JointModule(DeepDPMModule):
 
     def _autoencoder_step(self, x_BD: Tensor, index_B: Tensor, batch_idx: int, part: int) -> None:
         generator = generator_at(self.seed, self.epoch, batch_idx, part)
+        partner_BD = None if self._partners is None else self._partners.rows(index_B, generator).to(x_BD)
         loss, reconstruction, code_BL = features_loss(
-            self.autoencoder, x_BD, self.model.features, self.image_shape, generator
+            self.autoencoder, x_BD, self.model.features, self.image_shape, generator, partner_BD
         )
         regularization = torch.zeros_like(reconstruction)
         if self.phase.kind == "features":
@@ -330,8 +335,8 @@ class JointModule(DeepDPMModule):
         self.state = restart.refitted(self.clusters, self._stats, floor)
 
     def on_fit_end(self) -> None:
-        """Let the codes go."""
-        self._code_NL = None
+        """Let the codes and the neighbours go."""
+        self._code_NL = self._partners = None
 
     # Checkpoints -------------------------------------------------------------------------------------------
 

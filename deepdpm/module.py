@@ -25,7 +25,7 @@ from deepdpm.optimizers import let_fall, make_optimizers, step_schedulers
 from deepdpm.prediction import CHUNK, ClusteringModel
 from deepdpm.priors import NormalPrior, PriorSettings
 from deepdpm.processes import average_gradients, share_learned
-from deepdpm.search import revise, search
+from deepdpm.search import dissolve, revise, search
 from deepdpm.settings import ModelSettings, OptimizerSettings, ScheduleSettings, from_plain, to_plain
 from deepdpm.state import (
     ClusterState,
@@ -337,24 +337,35 @@ class DeepDPMModule(ClusteringModel):
     # Moves -------------------------------------------------------------------------------------------------
 
     def _search_moves(self, cluster_loss: float) -> None:
-        if self.progress.at_rest:
-            self.progress.polish_epoch += 1
-            if self.progress.polish_epoch >= self._polish_epochs() or self._polished(cluster_loss):
-                self.progress.finished = True
+        progress = self.progress
+        if progress.at_rest:
+            progress.polish_epoch += 1
+            ends = progress.polish_epoch >= self._polish_epochs() or self._polished(cluster_loss)
+            if (ends or progress.settled) and not progress.compact:
+                self._search_step()
+                progress.compact = not self.moves_of_epoch
+                if self.moves_of_epoch:
+                    progress.polish_step = progress.polish_epoch = 0
+                    return
+            if ends:
+                progress.finished = True
                 self._finish()
         elif self.schedule.search_due(self.clustering_epoch):
-            self.state, moves = structure.search_step(
-                self.clusters,
-                self._learners(),
-                *self._search(),
-                len(self._train_points()),
-                self.model.init_subclusters,
-                self.generator,
-                first=self.progress.num_searches == 0,
-            )
-            self.moves_of_epoch = list(moves)
-            self.progress.num_searches += 1
-            self.progress.at_rest = not moves or self.progress.num_searches >= self.schedule.max_searches
+            self._search_step()
+            progress.num_searches += 1
+            progress.at_rest = not self.moves_of_epoch or progress.num_searches >= self.schedule.max_searches
+
+    def _search_step(self) -> None:
+        self.state, moves = structure.search_step(
+            self.clusters,
+            self._learners(),
+            *self._search(),
+            len(self._train_points()),
+            self.model.init_subclusters,
+            self.generator,
+            first=self.progress.num_searches == 0,
+        )
+        self.moves_of_epoch = list(moves)
 
     def _search(self) -> tuple[Tensor, Tensor, NormalPrior]:
         """A sample (M, E), its labels (M,) and the prior, as process 0 finds them.
@@ -372,7 +383,10 @@ class DeepDPMModule(ClusteringModel):
             else:
                 sample_ME = self._sample(moves.sample_size, self.device, generator)
                 labels_M = structure.mixture_labels(clusters.mixture, sample_ME)
-                found = sample_ME, *revise(sample_ME, labels_M, clusters.prior, moves, generator)
+                if self.progress.at_rest:
+                    found = sample_ME, *dissolve(sample_ME, labels_M, clusters.prior)
+                else:
+                    found = sample_ME, *revise(sample_ME, labels_M, clusters.prior, moves, generator)
         if self.trainer.world_size > 1:
             found = self.trainer.strategy.broadcast(found)
         assert found is not None

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from deepdpm.kmeans import kmeans_labels
-from deepdpm.linalg import cholesky
+from deepdpm.linalg import cholesky, inverse_cholesky
 from deepdpm.mixture import Mixture
 from deepdpm.moves import MoveSettings, merge_log_ratios
 from deepdpm.priors import NormalPrior, fit_empirical_bayes
@@ -35,6 +35,9 @@ _FORCED = 0.5
 _SATELLITE_POINTS = 0.2
 _SATELLITE_RADIUS = 0.4
 _SATELLITE_REACH = 4.0
+_ASKED = 6000
+_NEIGHBOURS = 10
+_OWN_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -251,6 +254,54 @@ def without_satellites(found: Partition) -> Partition:
         mean_KD = found.stats.mean_KD()
         distance_P = (mean_KD[pairs_P2[:, 0]] - mean_KD[pairs_P2[:, 1]]).norm(dim=1)
         found = merged(found, pairs_P2, -distance_P, share=1.0)
+    return found
+
+
+def scattered(found: Partition) -> Tensor:
+    """How many of the neighbours of a cluster's points are in it too (K,), as a share.
+
+    Of each of up to 6,000 points the ten nearest, by the clusters' common covariance; half as many as its
+    cluster has there, if that is fewer. 1 for a cluster with one point or none there.
+    """
+    step = math.ceil(len(found.x_MD) / _ASKED)
+    x_MD, labels_M = found.x_MD[::step], found.labels_M[::step]
+    inverse_DD = inverse_cholesky(_common_covariance(found.mixture)[None])[0]
+    white_MD = ((x_MD - found.x_MD.mean(0)).double() @ inverse_DD.T).float()
+    count_K = torch.bincount(labels_M, minlength=found.num_clusters)
+    share_K = torch.ones(found.num_clusters, dtype=torch.float64, device=x_MD.device)
+    for k, count in enumerate(count_K.tolist()):
+        if count < 2:
+            continue
+        own_B = (labels_M == k).nonzero()[:, 0]
+        distance_BM = torch.cdist(white_MD[own_B], white_MD)
+        distance_BM[torch.arange(count, device=own_B.device), own_B] = torch.inf
+        nearest = distance_BM.topk(min(_NEIGHBOURS, count // 2), largest=False).indices
+        share_K[k] = (labels_M[nearest] == k).double().mean()
+    return share_K
+
+
+def _common_covariance(mixture: Mixture) -> Tensor:
+    weights_K = (mixture.weights_K / mixture.weights_K.sum()).double()
+    return (weights_K[:, None, None] * mixture.covariances_KDD.double()).sum(0)
+
+
+def without_scattered(found: Partition) -> Partition:
+    """The partition without clusters most of whose points' neighbours are in others, the worst first, and EM.
+
+    EM widens a small cluster by what no tight one reaches, such as the tails of all of them. Its points go to
+    the likeliest other cluster if all had their common covariance; else they would go to the next wide one.
+    """
+    while found.num_clusters > 1:
+        share_K = scattered(found)
+        worst = int(share_K.argmin())
+        if share_K[worst] >= _OWN_SHARE:
+            break
+        kept_K = torch.arange(found.num_clusters, device=share_K.device) != worst
+        others = found.mixture[kept_K]
+        alike = replace(others, covariances_KDD=_common_covariance(others).expand_as(others.covariances_KDD))
+        second_M = alike.log_joint_NK(found.x_MD).argmax(1)
+        labels_M = torch.where(found.labels_M == worst, second_M, (kept_K.cumsum(0) - 1)[found.labels_M])
+        found = expectation_maximisation(found.x_MD, labels_M, found.prior, 2)
     return found
 
 

@@ -15,6 +15,7 @@ from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor
 
 from deepdpm.autoencoder import Autoencoder, FeaturesSettings, build_autoencoder, features_loss
+from deepdpm.neighbours import Partners
 from deepdpm.state import generator_at
 
 
@@ -44,18 +45,26 @@ class Pretraining(pl.LightningModule):
         # Manual, since automatic optimization cannot leave out a batch without a warning.
         self.automatic_optimization = False
         self.autoencoder = build_autoencoder(self.features, num_dims, shape)
+        self._partners: Partners | None = None
+
+    def on_fit_start(self) -> None:
+        """Find the nearest neighbours of all points, where these are to be partners."""
+        if self.features.neighbours > 0:
+            x_ND = self.trainer.datamodule.dataset.train.x  # type: ignore[attr-defined]
+            self._partners = Partners(x_ND, self.features.neighbours)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
         """Take one step down the loss of a batch, and log the mean squared error of a point.
 
         A last batch of a single row is left out: it has no variance for the batch normalisation.
         """
-        x_BD, _ = batch
+        x_BD, index_B = batch
         if len(x_BD) < 2:
             return
         generator = generator_at(self.seed, self.current_epoch, batch_index)
+        partner_BD = None if self._partners is None else self._partners.rows(index_B, generator).to(x_BD)
         loss, reconstruction, _ = features_loss(
-            self.autoencoder, x_BD, self.features, self.image_shape, generator
+            self.autoencoder, x_BD, self.features, self.image_shape, generator, partner_BD
         )
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)

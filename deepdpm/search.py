@@ -36,6 +36,7 @@ from deepdpm.partition import (
     merged_by_evidence,
     pieces,
     without_satellites,
+    without_scattered,
 )
 from deepdpm.priors import NormalPrior, fit_empirical_bayes
 from deepdpm.separation import valley_ratios
@@ -94,7 +95,8 @@ def revise(
 ) -> tuple[Tensor, NormalPrior]:
     """Labels (M,) 0..K-1 of a sample x (M, D) after one split of each cluster, or merges, and the prior.
 
-    Without a split or merge that the halves of the sample agree on, the clusters stay what they are.
+    Without a split or merge that the halves of the sample agree on, the clusters stay what they are. Clusters
+    that are scattered among others go first.
 
     >>> x_MD = torch.cat([torch.randn(200, 2), torch.randn(200, 2) + 9])
     >>> from deepdpm.priors import PriorSettings
@@ -104,7 +106,24 @@ def revise(
     1
     """
     rows = _rows(x_MD, settings, generator)
-    found = _revised([expectation_maximisation(x_MD[row], labels_M[row], prior, 2) for row in rows], settings)
+    step = [expectation_maximisation(x_MD[row], labels_M[row], prior, 2) for row in rows]
+    found = without_scattered(step[0])
+    if found.num_clusters == step[0].num_clusters:
+        found = _revised(step, settings)
+    return found.labels_M, found.prior
+
+
+def dissolve(x_MD: Tensor, labels_M: Tensor, prior: NormalPrior) -> tuple[Tensor, NormalPrior]:
+    """Labels (M,) 0..K-1 of a sample x (M, D) without clusters scattered among others, and the prior.
+
+    >>> x_MD = torch.cat([torch.randn(200, 2), torch.randn(200, 2) + 9])
+    >>> from deepdpm.priors import PriorSettings
+    >>> labels_M = (torch.arange(400) // 200).where(torch.arange(400) % 10 > 0, 2)  # a tenth of both
+    >>> prior = PriorSettings().make(SufficientStats.from_labels(x_MD, torch.zeros(400).long(), 1))
+    >>> dissolve(x_MD, labels_M, prior)[0].max().item()
+    1
+    """
+    found = without_scattered(expectation_maximisation(x_MD, labels_M, prior, 2))
     return found.labels_M, found.prior
 
 

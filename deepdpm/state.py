@@ -103,6 +103,7 @@ class Progress:
         finished: polishing has ended.
         log_density: of a point, mean over the last epoch.
         settled: EM has converged since moves came to rest.
+        compact: it has, and then no cluster was scattered among others.
     """
 
     last_move: int | None = None
@@ -113,6 +114,7 @@ class Progress:
     finished: bool = False
     log_density: float = -math.inf
     settled: bool = False
+    compact: bool = False
 
     def see(self, log_density: float) -> None:
         """Take note of an epoch's mean log density.

@@ -95,6 +95,8 @@ def test_contrast_goes_on_to_the_bit_and_never_sees_a_label(monkeypatch: pytest.
         "contrast",
         "--augment",
         "1",
+        "--neighbours",
+        "3",
         *SMALL[2:],
     ]
     main(["digits", "whole", *arguments])

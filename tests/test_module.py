@@ -15,7 +15,8 @@ from torch import Tensor
 
 import deepdpm.module
 from deepdpm.data import CodesDataModule, Dataset, make_samples
-from deepdpm.metrics import adjusted_rand_index, contingency
+from deepdpm.estimator import DeepDPM
+from deepdpm.metrics import adjusted_rand_index, contingency, evaluate
 from deepdpm.module import DeepDPMModule
 from deepdpm.moves import MoveSettings
 from deepdpm.priors import NormalPrior, fit_empirical_bayes
@@ -250,6 +251,23 @@ def test_polishing_ends_at_a_learning_rate_of_zero(quadrant_search: None) -> Non
     assert module.progress.finished
     assert trainer.optimizers[0].param_groups[0]["lr"] == 0
     assert module.progress.polish_step == 30  # five epochs of six steps
+
+
+def test_heavy_tails_do_not_end_in_a_cluster_of_their_own() -> None:
+    """Student's t, 2 degrees of freedom: without the last look K was 11, and one cluster had all tails."""
+    generator = torch.Generator().manual_seed(0)
+    truth_N = torch.arange(4).repeat_interleave(200)
+    centre_KD = 6 * torch.randn(4, 12, generator=generator)
+    scale_N1 = (torch.randn(800, 2, generator=generator).square().mean(1, keepdim=True)).sqrt()
+    x_ND = centre_KD[truth_N] + torch.randn(800, 12, generator=generator) / scale_N1
+    model = DeepDPM(random_state=0).fit(x_ND)
+    labels_N = model.labels_
+    distance_NN = torch.cdist(x_ND, x_ND).fill_diagonal_(torch.inf)
+    for k in labels_N.unique():
+        own_B = labels_N == k
+        nearest = distance_NN[own_B].topk(min(10, max(1, int(own_B.sum()) // 2)), largest=False).indices
+        assert (labels_N[nearest] == k).float().mean() > 0.4
+    assert evaluate(truth_N, labels_N)["acc"] > 0.95
 
 
 def test_searches_end_even_if_they_never_rest(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,10 +24,12 @@ from deepdpm.partition import (
     merged,
     pieces,
     satellites,
+    scattered,
     without_satellites,
+    without_scattered,
 )
 from deepdpm.priors import NormalPrior, PriorSettings, fit_empirical_bayes
-from deepdpm.search import _agreement, _believed, _coarser, _suffices, _worth, revise, search
+from deepdpm.search import _agreement, _believed, _coarser, _suffices, _worth, dissolve, revise, search
 from deepdpm.stats import SufficientStats, squared_spacing
 
 
@@ -259,6 +261,55 @@ def test_a_search_joins_a_satellite_and_later_searches_leave_it() -> None:
     assert labels_M.max() == 1
     again_M, _ = revised(x_MD, labels_M, prior)
     assert evaluate(labels_M, again_M)["ari"] == 1
+
+
+def with_strays(share: float) -> Partition:
+    """Three Gaussians, of each of which so many points, by chance, are taken for a fourth cluster."""
+    x_MD, truth_M = blobs(3, 6, 200)
+    stray_M = torch.rand(len(x_MD), generator=torch.Generator().manual_seed(1)) < share
+    labels_M = torch.where(stray_M, 3, truth_M)
+    prior = PriorSettings().make(SufficientStats.from_labels(x_MD, 0 * labels_M, 1))
+    stats = SufficientStats.from_labels(x_MD, labels_M, 4)
+    mixture = Mixture.m_step(prior, stats)
+    return Partition(x_MD, labels_M, mixture, prior, mixture.log_joint_NK(x_MD))
+
+
+def test_scattered_says_how_many_neighbours_are_of_the_same_cluster() -> None:
+    partition = with_strays(0.2)
+    weights_K = torch.bincount(partition.labels_M).double() / len(partition.x_MD)
+    common_DD = (weights_K[:, None, None] * partition.mixture.covariances_KDD).sum(0)
+    white_MD = torch.linalg.solve_triangular(
+        torch.linalg.cholesky(common_DD), partition.x_MD.double().T, upper=False
+    ).T
+    nearest = torch.cdist(white_MD, white_MD).fill_diagonal_(torch.inf).topk(10, largest=False).indices
+    same_M = (partition.labels_M[nearest] == partition.labels_M[:, None]).double().mean(1)
+    expected = [same_M[partition.labels_M == k].mean() for k in range(4)]
+    torch.testing.assert_close(scattered(partition), torch.stack(expected), atol=1e-6, rtol=0)
+
+
+def test_a_cluster_of_strays_is_dissolved_and_its_points_go_home() -> None:
+    partition, truth_M = with_strays(0.2), blobs(3, 6, 200)[1]
+    assert scattered(partition)[3] < 0.5
+    home_M = without_scattered(partition).labels_M
+    again_M, _ = dissolve(partition.x_MD, partition.labels_M, partition.prior)
+    for labels_M in (home_M, again_M):
+        assert labels_M.max() == 2
+        assert evaluate(truth_M, labels_M)["acc"] > 0.99
+
+
+def test_wide_small_and_lone_clusters_are_not_scattered() -> None:
+    """A tight cluster within a wide one, a pair of points, and a single point."""
+    wide_MD, tight_MD = torch.randn(360, 3, generator=torch.Generator().manual_seed(0)).split([300, 60])
+    tight_MD = 0.05 * tight_MD
+    x_MD = torch.cat([wide_MD, tight_MD, torch.tensor([[9.0, 9, 9], [9.1, 9, 9], [-9, 9, 9]])])
+    labels_M = torch.tensor([0] * 300 + [1] * 60 + [2, 2, 3])
+    prior = PriorSettings().make(SufficientStats.from_labels(x_MD, 0 * labels_M, 1))
+    mixture = Mixture.m_step(prior, SufficientStats.from_labels(x_MD, labels_M, 4))
+    partition = Partition(x_MD, labels_M, mixture, prior, mixture.log_joint_NK(x_MD))
+    share_K = scattered(partition)
+    assert share_K[0] > 0.8
+    assert share_K[1:].tolist() == [1, 1, 1]
+    assert without_scattered(partition) is partition
 
 
 def test_caution_decides_whether_pieces_that_wander_are_believed() -> None:
