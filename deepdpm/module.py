@@ -343,7 +343,8 @@ class DeepDPMModule(ClusteringModel):
             ends = progress.polish_epoch >= self._polish_epochs() or self._polished(cluster_loss)
             if (ends or progress.settled) and not progress.compact:
                 self._search_step()
-                progress.compact = not self.moves_of_epoch
+                # Once: with heavy tails EM widens a true cluster next, and one after the other would go.
+                progress.compact = True
                 if self.moves_of_epoch:
                     progress.polish_step = progress.polish_epoch = 0
                     return

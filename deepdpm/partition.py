@@ -37,7 +37,8 @@ _SATELLITE_RADIUS = 0.4
 _SATELLITE_REACH = 4.0
 _ASKED = 6000
 _NEIGHBOURS = 10
-_OWN_SHARE = 0.5
+_OWN_NEIGHBOURS = 0.5
+_AT_HOME = 2 / 3
 
 
 @dataclass(frozen=True)
@@ -258,26 +259,30 @@ def without_satellites(found: Partition) -> Partition:
 
 
 def scattered(found: Partition) -> Tensor:
-    """How many of the neighbours of a cluster's points are in it too (K,), as a share.
+    """Which clusters (K,) are scattered among others.
 
-    Of each of up to 6,000 points the ten nearest, by the clusters' common covariance; half as many as its
-    cluster has there, if that is fewer. 1 for a cluster with one point or none there.
+    By the clusters' common covariance, most of the nearest neighbours of such a cluster's points are in
+    others, and of a third of its points or more the nearest centre is another's. Asked are the ten nearest
+    among up to 6,000 points, or half as many as a cluster has there. Neighbours alone do not tell: in many
+    dimensions those of a true cluster's points can be in a tighter one beside it.
     """
     step = math.ceil(len(found.x_MD) / _ASKED)
-    x_MD, labels_M = found.x_MD[::step], found.labels_M[::step]
+    labels_M = found.labels_M[::step]
     inverse_DD = inverse_cholesky(_common_covariance(found.mixture)[None])[0]
-    white_MD = ((x_MD - found.x_MD.mean(0)).double() @ inverse_DD.T).float()
-    count_K = torch.bincount(labels_M, minlength=found.num_clusters)
-    share_K = torch.ones(found.num_clusters, dtype=torch.float64, device=x_MD.device)
-    for k, count in enumerate(count_K.tolist()):
-        if count < 2:
-            continue
+    centre_D = found.x_MD.mean(0).double()
+    white_MD = ((found.x_MD[::step] - centre_D) @ inverse_DD.T).float()
+    white_KD = ((found.mixture.means_KD.double() - centre_D) @ inverse_DD.T).float()
+    at_home_M = torch.cdist(white_MD, white_KD).argmin(1) == labels_M
+    is_scattered_K = torch.zeros(found.num_clusters, dtype=torch.bool, device=labels_M.device)
+    for k in range(found.num_clusters):
         own_B = (labels_M == k).nonzero()[:, 0]
+        if len(own_B) < 2 or at_home_M[own_B].double().mean() > _AT_HOME:
+            continue
         distance_BM = torch.cdist(white_MD[own_B], white_MD)
-        distance_BM[torch.arange(count, device=own_B.device), own_B] = torch.inf
-        nearest = distance_BM.topk(min(_NEIGHBOURS, count // 2), largest=False).indices
-        share_K[k] = (labels_M[nearest] == k).double().mean()
-    return share_K
+        distance_BM[torch.arange(len(own_B), device=own_B.device), own_B] = torch.inf
+        nearest = distance_BM.topk(min(_NEIGHBOURS, len(own_B) // 2), largest=False).indices
+        is_scattered_K[k] = (labels_M[nearest] == k).double().mean() < _OWN_NEIGHBOURS
+    return is_scattered_K
 
 
 def _common_covariance(mixture: Mixture) -> Tensor:
@@ -286,21 +291,19 @@ def _common_covariance(mixture: Mixture) -> Tensor:
 
 
 def without_scattered(found: Partition) -> Partition:
-    """The partition without clusters most of whose points' neighbours are in others, the worst first, and EM.
+    """The partition without clusters that are scattered among others, the widest first, and EM.
 
     EM widens a small cluster by what no tight one reaches, such as the tails of all of them. Its points go to
     the likeliest other cluster if all had their common covariance; else they would go to the next wide one.
     """
-    while found.num_clusters > 1:
-        share_K = scattered(found)
-        worst = int(share_K.argmin())
-        if share_K[worst] >= _OWN_SHARE:
-            break
-        kept_K = torch.arange(found.num_clusters, device=share_K.device) != worst
+    while found.num_clusters > 1 and (is_scattered_K := scattered(found)).any():
+        width_K = found.mixture.covariances_KDD.diagonal(dim1=1, dim2=2).sum(1)
+        widest = int(width_K.where(is_scattered_K, -1).argmax())
+        kept_K = torch.arange(found.num_clusters, device=width_K.device) != widest
         others = found.mixture[kept_K]
         alike = replace(others, covariances_KDD=_common_covariance(others).expand_as(others.covariances_KDD))
         second_M = alike.log_joint_NK(found.x_MD).argmax(1)
-        labels_M = torch.where(found.labels_M == worst, second_M, (kept_K.cumsum(0) - 1)[found.labels_M])
+        labels_M = torch.where(found.labels_M == widest, second_M, (kept_K.cumsum(0) - 1)[found.labels_M])
         found = expectation_maximisation(found.x_MD, labels_M, found.prior, 2)
     return found
 

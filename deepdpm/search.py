@@ -95,8 +95,7 @@ def revise(
 ) -> tuple[Tensor, NormalPrior]:
     """Labels (M,) 0..K-1 of a sample x (M, D) after one split of each cluster, or merges, and the prior.
 
-    Without a split or merge that the halves of the sample agree on, the clusters stay what they are. Clusters
-    that are scattered among others go first.
+    Without a split or merge that the halves of the sample agree on, the clusters stay what they are.
 
     >>> x_MD = torch.cat([torch.randn(200, 2), torch.randn(200, 2) + 9])
     >>> from deepdpm.priors import PriorSettings
@@ -106,10 +105,7 @@ def revise(
     1
     """
     rows = _rows(x_MD, settings, generator)
-    step = [expectation_maximisation(x_MD[row], labels_M[row], prior, 2) for row in rows]
-    found = without_scattered(step[0])
-    if found.num_clusters == step[0].num_clusters:
-        found = _revised(step, settings)
+    found = _revised([expectation_maximisation(x_MD[row], labels_M[row], prior, 2) for row in rows], settings)
     return found.labels_M, found.prior
 
 

@@ -103,7 +103,7 @@ class Progress:
         finished: polishing has ended.
         log_density: of a point, mean over the last epoch.
         settled: EM has converged since moves came to rest.
-        compact: it has, and then no cluster was scattered among others.
+        compact: clusters that were then scattered among others have been dissolved.
     """
 
     last_move: int | None = None

@@ -6,8 +6,10 @@ import itertools
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
 import deepdpm.partition as partition_module
@@ -29,7 +31,7 @@ from deepdpm.partition import (
     without_scattered,
 )
 from deepdpm.priors import NormalPrior, PriorSettings, fit_empirical_bayes
-from deepdpm.search import _agreement, _believed, _coarser, _suffices, _worth, dissolve, revise, search
+from deepdpm.search import _agreement, _believed, _coarser, _suffices, _worth, revise, search
 from deepdpm.stats import SufficientStats, squared_spacing
 
 
@@ -274,27 +276,39 @@ def with_strays(share: float) -> Partition:
     return Partition(x_MD, labels_M, mixture, prior, mixture.log_joint_NK(x_MD))
 
 
-def test_scattered_says_how_many_neighbours_are_of_the_same_cluster() -> None:
-    partition = with_strays(0.2)
-    weights_K = torch.bincount(partition.labels_M).double() / len(partition.x_MD)
-    common_DD = (weights_K[:, None, None] * partition.mixture.covariances_KDD).sum(0)
-    white_MD = torch.linalg.solve_triangular(
-        torch.linalg.cholesky(common_DD), partition.x_MD.double().T, upper=False
-    ).T
-    nearest = torch.cdist(white_MD, white_MD).fill_diagonal_(torch.inf).topk(10, largest=False).indices
-    same_M = (partition.labels_M[nearest] == partition.labels_M[:, None]).double().mean(1)
-    expected = [same_M[partition.labels_M == k].mean() for k in range(4)]
-    torch.testing.assert_close(scattered(partition), torch.stack(expected), atol=1e-6, rtol=0)
+@pytest.mark.parametrize("each", [12, 200])
+def test_scattered_are_clusters_without_own_neighbours_and_centres(each: int) -> None:
+    """The same by sklearn's neighbours, in any case of the two."""
+    generator = torch.Generator().manual_seed(3)
+    seen = set()
+    for spread in (0.3, 1.0, 3.0, 8.0):
+        x_MD = torch.randn(6 * each, 5, generator=generator)
+        labels_M = torch.arange(6).repeat_interleave(each)
+        x_MD += spread * torch.randn(6, 5, generator=generator)[labels_M]
+        x_MD[labels_M == 5] *= 4
+        prior = PriorSettings().make(SufficientStats.from_labels(x_MD, 0 * labels_M, 1))
+        mixture = Mixture.m_step(prior, SufficientStats.from_labels(x_MD, labels_M, 6))
+        partition = Partition(x_MD, labels_M, mixture, prior, mixture.log_joint_NK(x_MD))
+        common_DD = mixture.covariances_KDD.double().mean(0).numpy()
+        metric = {"metric": "mahalanobis", "metric_params": {"VI": np.linalg.inv(common_DD)}}
+        index = NearestNeighbors(n_neighbors=min(10, each // 2), algorithm="brute", **metric).fit(x_MD)
+        own_M = (labels_M[index.kneighbors(return_distance=False)] == labels_M[:, None]).double().mean(1)
+        home_M = NearestNeighbors(n_neighbors=1, algorithm="brute", **metric).fit(mixture.means_KD)
+        is_home_M = torch.from_numpy(home_M.kneighbors(x_MD, return_distance=False)[:, 0]) == labels_M
+        for k, is_scattered in enumerate(scattered(partition).tolist()):
+            few_own = bool(own_M[labels_M == k].mean() < 0.5)
+            few_home = bool(is_home_M[labels_M == k].double().mean() <= 2 / 3)
+            seen.add((few_own, few_home))
+            assert is_scattered == (few_own and few_home)
+    assert {(True, True), (False, False)} < seen
 
 
 def test_a_cluster_of_strays_is_dissolved_and_its_points_go_home() -> None:
     partition, truth_M = with_strays(0.2), blobs(3, 6, 200)[1]
-    assert scattered(partition)[3] < 0.5
-    home_M = without_scattered(partition).labels_M
-    again_M, _ = dissolve(partition.x_MD, partition.labels_M, partition.prior)
-    for labels_M in (home_M, again_M):
-        assert labels_M.max() == 2
-        assert evaluate(truth_M, labels_M)["acc"] > 0.99
+    assert scattered(partition).tolist() == [False, False, False, True]
+    labels_M = without_scattered(partition).labels_M
+    assert labels_M.max() == 2
+    assert evaluate(truth_M, labels_M)["acc"] > 0.99
 
 
 def test_wide_small_and_lone_clusters_are_not_scattered() -> None:
@@ -306,9 +320,7 @@ def test_wide_small_and_lone_clusters_are_not_scattered() -> None:
     prior = PriorSettings().make(SufficientStats.from_labels(x_MD, 0 * labels_M, 1))
     mixture = Mixture.m_step(prior, SufficientStats.from_labels(x_MD, labels_M, 4))
     partition = Partition(x_MD, labels_M, mixture, prior, mixture.log_joint_NK(x_MD))
-    share_K = scattered(partition)
-    assert share_K[0] > 0.8
-    assert share_K[1:].tolist() == [1, 1, 1]
+    assert not scattered(partition).any()
     assert without_scattered(partition) is partition
 
 
