@@ -1,4 +1,4 @@
-"""One clustering of a sample: EM, its evidence, and merges: those of the evidence, of valleys, of satellites.
+"""One clustering of a sample: EM, its evidence, merges by evidence, valleys and satellites, and dissolution.
 
 Legend: M points, D dimensions, K clusters, P pairs, S clusters that share a point.
 """

@@ -11,6 +11,7 @@
    curved or heavy-tailed cluster do not. Where nothing is confirmed, what is wrong is weighed by all that a
    step says.
 4. Satellites, small clumps within the reach of a much larger cluster, are joined to it.
+5. When EM on all points has converged, a cluster that is scattered among others is dissolved.
 
 Legend: M points, D dimensions, K clusters, P pairs.
 """
