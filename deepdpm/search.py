@@ -113,10 +113,13 @@ def revise(
 def dissolve(x_MD: Tensor, labels_M: Tensor, prior: NormalPrior) -> tuple[Tensor, NormalPrior]:
     """Labels (M,) 0..K-1 of a sample x (M, D) without clusters scattered among others, and the prior.
 
-    >>> x_MD = torch.cat([torch.randn(200, 2), torch.randn(200, 2) + 9])
+    >>> x_MD = torch.randn(400, 8)
+    >>> x_MD[::10] *= 3  # the tails of two clusters, taken for a third
+    >>> x_MD[200:] += 9
+    >>> labels_M = torch.arange(400) // 200
+    >>> labels_M[::10] = 2
     >>> from deepdpm.priors import PriorSettings
-    >>> labels_M = (torch.arange(400) // 200).where(torch.arange(400) % 10 > 0, 2)  # a tenth of both
-    >>> prior = PriorSettings().make(SufficientStats.from_labels(x_MD, torch.zeros(400).long(), 1))
+    >>> prior = PriorSettings().make(SufficientStats.from_labels(x_MD, 0 * labels_M, 1))
     >>> dissolve(x_MD, labels_M, prior)[0].max().item()
     1
     """
