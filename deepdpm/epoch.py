@@ -18,12 +18,14 @@ from deepdpm.stats import SufficientStats
 class EpochSums:
     """Sums over the points of an epoch: how many, their log density, their losses, and sufficient statistics.
 
-    `stats` are weighted by the responsibilities that the M-step takes, `sub_stats` (2K sets) by the
+    `stats` are weighted by the responsibilities that the M-step takes, times a point's precision
+    (`Mixture.precisions`), and `counts_K` by the responsibilities alone; `sub_stats` (2K sets) by the
     subcluster nets among each point's own cluster; `hard_stats` (2K sets) count every point for its best
-    subcluster. Each is None in an epoch that does not need it.
+    subcluster. Statistics are None in an epoch that does not need them.
     """
 
     totals_4: Tensor
+    counts_K: Tensor
     stats: SufficientStats | None
     sub_stats: SufficientStats | None
     hard_stats: SufficientStats | None
@@ -38,7 +40,8 @@ class EpochSums:
             SufficientStats.zeros(size, num_dims, device) if wanted else None
             for size, wanted in zip(sizes, wants, strict=True)
         ]
-        return cls(torch.zeros(4, dtype=torch.float64, device=device), *parts)
+        totals_4 = torch.zeros(4, dtype=torch.float64, device=device)
+        return cls(totals_4, totals_4.new_zeros(num_clusters), *parts)
 
     def add_batch(self, log_density_B: Tensor, cluster_loss: Tensor, subcluster_loss: Tensor | None) -> None:
         """Add a batch's points to the totals; losses are means over the batch."""
@@ -47,10 +50,19 @@ class EpochSums:
         losses = torch.stack((cluster_loss.detach().to(count), second.to(count))) * count
         self.totals_4 += torch.cat((torch.stack((count, log_density_B.sum().to(count))), losses))
 
-    def add_stats(self, x_BD: Tensor, weights_BK: Tensor) -> None:
+    def add_stats(self, x_BD: Tensor, r_BK: Tensor, precisions_BK: Tensor) -> None:
         """Add a batch to the clusters' statistics."""
         if self.stats is not None:
-            self.stats = self.stats + SufficientStats.from_weights(x_BD, weights_BK)
+            self.stats = self.stats + SufficientStats.from_weights(x_BD, r_BK * precisions_BK)
+            self.counts_K += r_BK.double().sum(0)
+
+    def cluster_stats(self) -> SufficientStats | None:
+        """The clusters' statistics as the M-step takes them: of points that count for one on the mean.
+
+        Scaling the weights leaves where EM ends as it is, and it comes there sooner (Kent, Tyler and Vardi
+        1994).
+        """
+        return None if self.stats is None else self.stats.recounted(self.counts_K)
 
     def add_sub_stats(self, x_BD: Tensor, z_B: Tensor, rsub_B2: Tensor) -> None:
         """Add a batch to the subclusters' statistics, soft and hard; z (B,) are the points' clusters."""
@@ -71,6 +83,7 @@ class EpochSums:
     def reduce(self) -> None:
         """Sum over all processes."""
         sum_over_processes(self.totals_4)
+        sum_over_processes(self.counts_K)
         for stats in (self.stats, self.sub_stats, self.hard_stats):
             if stats is not None:
                 for tensor in (stats.count_K, stats.sum_KD, stats.outer_KDD):

@@ -6,6 +6,7 @@ Legend: N points, D dimensions of a point, E dimensions of a code, K clusters.
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -85,6 +86,8 @@ class DeepDPM(ClusterMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
             "min_max", and for "principal" where it keeps all axes. Where it leaves some out, the centres lie
             at the data's mean on those, and the covariances have rank E. With "normalize" and
             "standard_normalize" they describe the points of length 1 (rescaled and shifted back).
+        tail_dof_: degrees of freedom of the clusters' tails, infinite for Gaussians: with nu of them a
+            cluster's points have `nu / (nu - 2)` times the covariance, and none at 2 or below.
         cluster_ids_: identities (K,) that stay the same while clusters split and merge.
         history_: a row for each epoch: its number, K, the moves at its end, and the losses.
         n_iter_: epochs.
@@ -238,6 +241,7 @@ class DeepDPM(ClusterMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
     def _describe(self) -> None:
         mixture, transform = self.module_.clusters.mixture, self.module_.transform
         self.weights_ = mixture.weights_K.cpu().numpy()
+        self.tail_dof_ = mixture.tail_dof
         self.means_ = means_of_points(transform, mixture.means_KD.to(transform.shift_D.device)).cpu().numpy()
         self.cluster_ids_ = self.module_.cluster_ids_K.cpu().numpy()
 
@@ -308,12 +312,17 @@ class DeepDPM(ClusterMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         if n_samples < 1:
             raise ValueError(f"n_samples is {n_samples}: give a whole number from 1 on.")
         mixture, transform = self.module_.clusters.mixture, self.module_.transform
-        generator = torch.Generator().manual_seed(self._draw_seed())
+        seed = self._draw_seed()
+        generator = torch.Generator().manual_seed(seed)
         z_N = torch.multinomial(
             mixture.weights_K.cpu().double(), n_samples, replacement=True, generator=generator
         )
         whitener_KEE = mixture.whitening.inverse_KDD.cpu()
         noise_NE = torch.randn(n_samples, mixture.means_KD.shape[1], generator=generator, dtype=torch.float64)
+        dof = mixture.tail_dof
+        if math.isfinite(dof):
+            u_N = np.random.default_rng(seed).chisquare(dof, n_samples) / dof
+            noise_NE /= torch.from_numpy(u_N).sqrt()[:, None]
         y_NE = torch.empty_like(noise_NE)
         for k in z_N.unique().tolist():
             of_k = z_N == k

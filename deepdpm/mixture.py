@@ -1,4 +1,4 @@
-"""A Gaussian mixture: densities, responsibilities and the M-step.
+"""A mixture of Gaussians, or of Student's t where clusters have heavy tails: densities, E-step and M-step.
 
 Legend: N points, D dimensions, K components.
 """
@@ -6,12 +6,13 @@ Legend: N points, D dimensions, K components.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from deepdpm import tails
 from deepdpm.linalg import inverse_cholesky
 from deepdpm.priors import NormalPrior
 from deepdpm.stats import SufficientStats
@@ -28,8 +29,8 @@ _BLOCK_DIMS = 16
 class Whitening:
     """What densities need of a mixture: whiteners `L^-1` of the covariances `L L^T`, in float64.
 
-    Shapes: inverse_KDD (K, D, D), lower triangular; log_scale_K (K,) is
-    `log weight + log |L^-1| - (D / 2) log(2 pi)`.
+    Shapes: inverse_KDD (K, D, D), lower triangular; log_scale_K (K,) is the log joint density of the means,
+    `log weight + log |L^-1| - (D / 2) log(2 pi)` for Gaussians.
     """
 
     inverse_KDD: Tensor
@@ -38,7 +39,11 @@ class Whitening:
 
 @dataclass(frozen=True)
 class Mixture:
-    """Weights, means and covariances of K Gaussians; the factors of the covariances are computed once.
+    """Weights, means and covariances of K components; the factors of the covariances are computed once.
+
+    A component is `t(x; mu_k, Sigma_k)` with `tail_dof` degrees of freedom, nu, the same for all: a Gaussian
+    `N(mu_k, Sigma_k / u)` whose precision u each point draws anew, `u ~ Gamma(nu / 2, nu / 2)` (Peel and
+    McLachlan 2000, section 3). With nu infinite it is the Gaussian itself.
 
     Shapes: weights_K (K,), means_KD (K, D), covariances_KDD (K, D, D).
 
@@ -50,6 +55,7 @@ class Mixture:
     weights_K: Tensor
     means_KD: Tensor
     covariances_KDD: Tensor
+    tail_dof: float = math.inf
 
     @classmethod
     def m_step(cls, prior: NormalPrior, stats: SufficientStats) -> Mixture:
@@ -62,7 +68,7 @@ class Mixture:
         2.0
         """
         means_KD, covariances_KDD = prior.map_estimate(stats)
-        return cls(prior.weights_K(stats.count_K), means_KD, covariances_KDD)
+        return cls(prior.weights_K(stats.count_K), means_KD, covariances_KDD, prior.tail_dof)
 
     @property
     def num_components(self) -> int:
@@ -71,7 +77,12 @@ class Mixture:
 
     def __getitem__(self, index: Tensor | slice) -> Mixture:
         """Some of the components, with their weights as they are."""
-        return Mixture(self.weights_K[index], self.means_KD[index], self.covariances_KDD[index])
+        return replace(
+            self,
+            weights_K=self.weights_K[index],
+            means_KD=self.means_KD[index],
+            covariances_KDD=self.covariances_KDD[index],
+        )
 
     @cached_property
     def whitening(self) -> Whitening:
@@ -84,7 +95,7 @@ class Mixture:
         num_dims = inverse_KDD.shape[-1]
         log_det_K = inverse_KDD.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         log_weight_K = self.weights_K.double().clamp_min(torch.finfo(torch.float64).tiny).log()
-        return Whitening(inverse_KDD, log_weight_K + log_det_K - 0.5 * num_dims * math.log(2 * math.pi))
+        return Whitening(inverse_KDD, log_weight_K + log_det_K + tails.log_peak(num_dims, self.tail_dof))
 
     @cached_property
     def _product(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -99,7 +110,10 @@ class Mixture:
         return centre_D, stacked_ED, -offset_E1, self.whitening.log_scale_K.float()
 
     def log_joint_NK(self, x_ND: Tensor) -> Tensor:
-        """`log (weight_k N(x_i; mu_k, Sigma_k))` (N, K) of codes (N, D), in float32.
+        """`log (weight_k t(x_i; mu_k, Sigma_k))` (N, K) of codes (N, D), in float32.
+
+        With `d^2` the squared distance `(x - mu)^T Sigma^-1 (x - mu)`, a Gaussian's falls with `d^2 / 2`, and
+        that of Student's t with `(nu + D) / 2 log(1 + d^2 / nu)`.
 
         Matrix products against the K stacked whiteners, in pieces of bounded memory, and in blocks of
         whitened dimensions without the zeros of the triangles to their right.
@@ -117,8 +131,27 @@ class Mixture:
                 rows = slice(first * num_clusters, last * num_clusters)
                 white_DKB = torch.addmm(offset_E1[rows], stacked_ED[rows, :last], x_BD[:, :last].T)
                 square_KB += white_DKB.view(last - first, num_clusters, -1).square_().sum(0)
-            out_NK[start : start + step] = log_scale_K - 0.5 * square_KB.T
+            out_NK[start : start + step] = log_scale_K - tails.log_fall(square_KB.T, num_dims, self.tail_dof)
         return out_NK
+
+    def squares(self, log_joint: Tensor, index: Tensor | None = None) -> Tensor:
+        """The squared distances `(x - mu)^T Sigma^-1 (x - mu)` of points whose log joint densities are given.
+
+        Shapes: (N, K), or (N, S) of S components for each point, and their index (N, S).
+
+        >>> mixture = Mixture(torch.ones(1), torch.zeros(1, 1), torch.ones(1, 1, 1), tail_dof=4.0)
+        >>> round(mixture.squares(mixture.log_joint_NK(torch.tensor([[3.0]]))).item(), 4)
+        9.0
+        """
+        log_scale = self.whitening.log_scale_K.to(log_joint)
+        fall = (log_scale if index is None else log_scale[index]) - log_joint
+        return tails.squares_of(fall, self.means_KD.shape[1], self.tail_dof).clamp_min_(0)
+
+    def precisions(self, log_joint: Tensor, index: Tensor | None = None) -> Tensor:
+        """What the points of `squares` count for in the M-step of each component; 1 for Gaussians."""
+        if math.isinf(self.tail_dof):
+            return torch.ones_like(log_joint)
+        return tails.precisions(self.squares(log_joint, index), self.means_KD.shape[1], self.tail_dof)
 
     def log_prob(self, x_ND: Tensor) -> Tensor:
         """Log density (N,) of codes (N, D)."""

@@ -25,7 +25,7 @@ from deepdpm.optimizers import let_fall, make_optimizers, step_schedulers
 from deepdpm.prediction import CHUNK, ClusteringModel
 from deepdpm.priors import NormalPrior, PriorSettings
 from deepdpm.processes import average_gradients, share_learned
-from deepdpm.search import dissolve, revise, search
+from deepdpm.search import revise, search
 from deepdpm.settings import ModelSettings, OptimizerSettings, ScheduleSettings, from_plain, to_plain
 from deepdpm.state import (
     ClusterState,
@@ -277,7 +277,7 @@ class DeepDPMModule(ClusteringModel):
         r_BK = target_BK if self.schedule.statistics == "mixture" else log_r_BK.detach().exp()
         if self.schedule.means == "kmeans":
             r_BK = nn.functional.one_hot(r_BK.argmax(1), self.num_clusters).to(r_BK)
-        self.sums.add_stats(x_BD, r_BK)
+        self.sums.add_stats(x_BD, r_BK, self.clusters.mixture.precisions(log_joint_BK))
         self.sums.add_batch(log_density_B, cluster_loss, subcluster_loss)
 
     def _step(self, loss: Tensor, with_subclusters: bool) -> None:
@@ -316,8 +316,9 @@ class DeepDPMModule(ClusteringModel):
 
     def _m_step(self) -> None:
         state, sums = self.clusters, self.sums
-        if sums.stats is not None:
-            state = replace(state, mixture=Mixture.m_step(state.prior, sums.stats))
+        stats = sums.cluster_stats()
+        if stats is not None:
+            state = replace(state, mixture=Mixture.m_step(state.prior, stats))
         if sums.sub_stats is not None:
             state = replace(state, subclusters=fit_subclusters(state.prior, sums.sub_stats))
         self.state = state
@@ -337,36 +338,24 @@ class DeepDPMModule(ClusteringModel):
     # Moves -------------------------------------------------------------------------------------------------
 
     def _search_moves(self, cluster_loss: float) -> None:
-        progress = self.progress
-        if progress.at_rest:
-            progress.polish_epoch += 1
-            ends = progress.polish_epoch >= self._polish_epochs() or self._polished(cluster_loss)
-            if (ends or progress.settled) and not progress.compact:
-                self._search_step()
-                # Once: with heavy tails EM widens a true cluster next, and one after the other would go.
-                progress.compact = True
-                if self.moves_of_epoch:
-                    progress.polish_step = progress.polish_epoch = 0
-                    return
-            if ends:
-                progress.finished = True
+        if self.progress.at_rest:
+            self.progress.polish_epoch += 1
+            if self.progress.polish_epoch >= self._polish_epochs() or self._polished(cluster_loss):
+                self.progress.finished = True
                 self._finish()
         elif self.schedule.search_due(self.clustering_epoch):
-            self._search_step()
-            progress.num_searches += 1
-            progress.at_rest = not self.moves_of_epoch or progress.num_searches >= self.schedule.max_searches
-
-    def _search_step(self) -> None:
-        self.state, moves = structure.search_step(
-            self.clusters,
-            self._learners(),
-            *self._search(),
-            len(self._train_points()),
-            self.model.init_subclusters,
-            self.generator,
-            first=self.progress.num_searches == 0,
-        )
-        self.moves_of_epoch = list(moves)
+            self.state, moves = structure.search_step(
+                self.clusters,
+                self._learners(),
+                *self._search(),
+                len(self._train_points()),
+                self.model.init_subclusters,
+                self.generator,
+                first=self.progress.num_searches == 0,
+            )
+            self.moves_of_epoch = list(moves)
+            self.progress.num_searches += 1
+            self.progress.at_rest = not moves or self.progress.num_searches >= self.schedule.max_searches
 
     def _search(self) -> tuple[Tensor, Tensor, NormalPrior]:
         """A sample (M, E), its labels (M,) and the prior, as process 0 finds them.
@@ -384,10 +373,7 @@ class DeepDPMModule(ClusteringModel):
             else:
                 sample_ME = self._sample(moves.sample_size, self.device, generator)
                 labels_M = structure.mixture_labels(clusters.mixture, sample_ME)
-                if self.progress.at_rest:
-                    found = sample_ME, *dissolve(sample_ME, labels_M, clusters.prior)
-                else:
-                    found = sample_ME, *revise(sample_ME, labels_M, clusters.prior, moves, generator)
+                found = sample_ME, *revise(sample_ME, labels_M, clusters.prior, moves, generator)
         if self.trainer.world_size > 1:
             found = self.trainer.strategy.broadcast(found)
         assert found is not None

@@ -1,4 +1,4 @@
-"""One clustering of a sample: EM, its evidence, merges by evidence, valleys and satellites, and dissolution.
+"""One clustering of a sample: EM, its evidence, merges by evidence, valleys and satellites.
 
 Legend: M points, D dimensions, K clusters, P pairs, S clusters that share a point.
 """
@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from deepdpm.kmeans import kmeans_labels
-from deepdpm.linalg import cholesky, inverse_cholesky
+from deepdpm.linalg import cholesky
 from deepdpm.mixture import Mixture
 from deepdpm.moves import MoveSettings, merge_log_ratios
-from deepdpm.priors import NormalPrior, fit_empirical_bayes
+from deepdpm.priors import NormalPrior, fit_empirical_bayes, with_tails
 from deepdpm.separation import valley_ratios
 from deepdpm.stats import SufficientStats
+from deepdpm.tails import log_scale_evidence, precisions
 
 # A cluster of ten points has five in a half of the sample: it should have a centre there.
 _POINTS_PER_SEED = 4
@@ -35,10 +36,6 @@ _FORCED = 0.5
 _SATELLITE_POINTS = 0.2
 _SATELLITE_RADIUS = 0.4
 _SATELLITE_REACH = 4.0
-_ASKED = 6000
-_NEIGHBOURS = 10
-_OWN_NEIGHBOURS = 0.5
-_AT_HOME = 2 / 3
 
 
 @dataclass(frozen=True)
@@ -59,7 +56,19 @@ class Partition:
     @cached_property
     def stats(self) -> SufficientStats:
         """Statistics of the hard labels."""
-        return SufficientStats.from_labels(self.x_MD, self.labels_M, self.num_clusters)
+        return self.stats_of(self.labels_M, self.num_clusters)
+
+    def stats_of(self, labels_M: Tensor, num_clusters: int) -> SufficientStats:
+        """Statistics of other hard labels, as finer ones (M,), with the points' precisions as they are."""
+        return _hard_stats(self.x_MD, labels_M, num_clusters, self.precisions_M)
+
+    @cached_property
+    def precisions_M(self) -> Tensor | None:
+        """What each point counts for in its own cluster; None, one, without heavy tails."""
+        if math.isinf(self.mixture.tail_dof):
+            return None
+        own_M1 = self.labels_M[:, None]
+        return self.mixture.precisions(self.log_joint_MK.gather(1, own_M1), own_M1)[:, 0]
 
     @cached_property
     def neighbours_P2(self) -> Tensor:
@@ -73,7 +82,10 @@ class Partition:
 
     @cached_property
     def merge_gains_P(self) -> Tensor:
-        """The log evidence in nats that merging each two neighbours gives (P,), the prior refitted."""
+        """The log evidence in nats that merging each two neighbours gives (P,), the prior refitted.
+
+        Points count as in the clusters that they come from: with heavy tails it is a lower bound.
+        """
         prior = fit_empirical_bayes(self.prior, self.stats)
         return merge_log_ratios(prior, self.stats, self.neighbours_P2, prior.alpha)
 
@@ -82,43 +94,81 @@ class Partition:
         return float(torch.special.entr(torch.bincount(self.labels_M) / len(self.labels_M)).sum())
 
 
-def expectation_maximisation(x_MD: Tensor, labels_M: Tensor, prior: NormalPrior, iters: int) -> Partition:
-    """EM from hard labels, the prior refitted on the way; clusters left without a point are dropped."""
-    stats = SufficientStats.from_labels(x_MD, labels_M, int(labels_M.max()) + 1)
+@dataclass(frozen=True)
+class _Shared:
+    """Each point's likeliest clusters, its responsibilities for them, and its squared distances (M, S).
+
+    What the others would get is below what decides anything, and so the cost need not grow with K.
+    """
+
+    index_MS: Tensor
+    weights_MS: Tensor
+    squares_MS: Tensor
+
+    @classmethod
+    def of(cls, mixture: Mixture, log_joint_MK: Tensor, most: int = _SHARED) -> _Shared:
+        top = log_joint_MK.topk(min(most, log_joint_MK.shape[1]), dim=1)
+        return cls(top.indices, top.values.softmax(1), mixture.squares(top.values, top.indices))
+
+    def sums_K(self, values_MS: Tensor, num_clusters: int) -> Tensor:
+        """Sums of values (M, S) by cluster (K,)."""
+        sums_K = torch.zeros(num_clusters, dtype=torch.float64, device=values_MS.device)
+        return sums_K.index_add_(0, self.index_MS.flatten(), values_MS.double().flatten())
+
+
+def expectation_maximisation(
+    x_MD: Tensor, labels_M: Tensor, prior: NormalPrior, iters: int, precisions_M: Tensor | None = None
+) -> Partition:
+    """EM from hard labels, the prior refitted on the way; clusters left without a point are dropped.
+
+    The points count for one, or for their precisions (M,), in the statistics that it starts from.
+    """
+    stats = _hard_stats(x_MD, labels_M, int(labels_M.max()) + 1, precisions_M)
     stats = stats[stats.count_K > 0]
     for i in range(iters):
         if i % _FIT_EVERY == 0:
             prior = fit_empirical_bayes(prior, stats)
-        log_joint_MK = Mixture.m_step(prior, stats).log_joint_NK(x_MD)
-        stats = _soft_stats(x_MD, *_shared(log_joint_MK), log_joint_MK.shape[1])
+        mixture = Mixture.m_step(prior, stats)
+        shared = _Shared.of(mixture, mixture.log_joint_NK(x_MD))
+        if i % _FIT_EVERY == 0:
+            prior = with_tails(prior, shared.squares_MS, shared.weights_MS)
+        stats = _soft_stats(x_MD, mixture, shared)
         stats = stats[stats.count_K >= 1]
     mixture = Mixture.m_step(prior, stats)
     log_joint_MK = mixture.log_joint_NK(x_MD)
     used_K, labels_M = log_joint_MK.argmax(1).unique(return_inverse=True)
     kept = mixture[used_K]
-    kept = replace(kept, weights_K=kept.weights_K / kept.weights_K.sum())
-    return Partition(x_MD, labels_M, kept, prior, log_joint_MK[:, used_K])
+    total = kept.weights_K.sum()
+    kept = replace(kept, weights_K=kept.weights_K / total)
+    return Partition(x_MD, labels_M, kept, prior, log_joint_MK[:, used_K] - float(total.log()))
 
 
-def _shared(log_joint_MK: Tensor, most: int = _SHARED) -> tuple[Tensor, Tensor]:
-    """Each point's likeliest clusters (M, S), and its responsibilities for them (M, S).
+def _hard_stats(
+    x_MD: Tensor, labels_M: Tensor, num_clusters: int, precisions_M: Tensor | None
+) -> SufficientStats:
+    """Statistics of K clusters, whose points count for one on the mean."""
+    stats = SufficientStats.from_labels(x_MD, labels_M, num_clusters, precisions_M)
+    if precisions_M is None:
+        return stats
+    return stats.recounted(torch.bincount(labels_M, minlength=num_clusters).double())
 
-    What the others would get is below what decides anything, and so the cost need not grow with K.
-    """
-    top = log_joint_MK.topk(min(most, log_joint_MK.shape[1]), dim=1)
-    return top.indices, top.values.softmax(1)
 
-
-def _soft_stats(x_MD: Tensor, index_MS: Tensor, weights_MS: Tensor, num_clusters: int) -> SufficientStats:
-    """Statistics of K clusters, of points (M, D) shared as `_shared` says."""
+def _soft_stats(x_MD: Tensor, mixture: Mixture, shared: _Shared) -> SufficientStats:
+    """Statistics of K clusters, whose points count for one on the mean, of points that clusters share."""
+    num_clusters, index_MS, weights_MS = mixture.num_components, shared.index_MS, shared.weights_MS
+    heavy = not math.isinf(mixture.tail_dof)
+    if heavy:
+        weights_MS = weights_MS * precisions(shared.squares_MS, x_MD.shape[1], mixture.tail_dof)
     if num_clusters * x_MD.shape[1] <= _SMALL_PRODUCT:
         weights_MK = weights_MS.new_zeros(len(x_MD), num_clusters).scatter_(1, index_MS, weights_MS)
-        return SufficientStats.from_weights(x_MD, weights_MK)
-    parts = [
-        SufficientStats.from_labels(x_MD, index_MS[:, s], num_clusters, weights_MS[:, s])
-        for s in range(weights_MS.shape[1])
-    ]
-    return sum(parts[1:], parts[0])
+        stats = SufficientStats.from_weights(x_MD, weights_MK)
+    else:
+        parts = [
+            SufficientStats.from_labels(x_MD, index_MS[:, s], num_clusters, weights_MS[:, s])
+            for s in range(weights_MS.shape[1])
+        ]
+        stats = sum(parts[1:], parts[0])
+    return stats.recounted(shared.sums_K(shared.weights_MS, num_clusters)) if heavy else stats
 
 
 def evidence(partition: Partition) -> float:
@@ -127,13 +177,32 @@ def evidence(partition: Partition) -> float:
     The statistics are weighted by the responsibilities q, and the prior is refitted to them. lnGamma and ln p
     are convex in the statistics, so by Jensen's inequality this is at most `E_q[ln p(X, z)] + H(q)`, and that
     at most `ln p(X)`. With hard labels (H = 0) clusters that overlap would pay for each point between them.
+    With heavy tails points are weighted by their precisions too, and what these add is part of it.
     """
-    index_MS, weights_MS = _shared(partition.log_joint_MK)
-    stats = _soft_stats(partition.x_MD, index_MS, weights_MS, partition.num_clusters)
+    mixture = partition.mixture
+    shared = _Shared.of(mixture, partition.log_joint_MK)
+    stats = _soft_stats(partition.x_MD, mixture, shared)
     prior = fit_empirical_bayes(partition.prior, stats, 2)
     weight_K = torch.lgamma(stats.count_K) + math.log(prior.alpha)
-    entropy = torch.special.entr(weights_MS.double()).sum()
-    return float((prior.log_marginal(stats) + weight_K).sum() + entropy)
+    entropy = torch.special.entr(shared.weights_MS.double()).sum()
+    return float((prior.log_marginal(stats) + weight_K).sum() + entropy + _tail_evidence(mixture, shared))
+
+
+def _tail_evidence(mixture: Mixture, shared: _Shared) -> Tensor:
+    """What the points' precisions add to the evidence (`tails.log_scale_evidence`), in nats.
+
+    The statistics count a cluster's points for one on the mean, for c_k times their precisions:
+    `(D / 2) sum_k n_k log c_k` takes that back.
+    """
+    dof, num_dims, num_clusters = mixture.tail_dof, mixture.means_KD.shape[1], mixture.num_components
+    if math.isinf(dof):
+        return shared.weights_MS.new_zeros(())
+    own = shared.weights_MS.double() * log_scale_evidence(shared.squares_MS.double(), num_dims, dof)
+    count_K = shared.sums_K(shared.weights_MS, num_clusters)
+    mass_K = shared.sums_K(shared.weights_MS * precisions(shared.squares_MS, num_dims, dof), num_clusters)
+    least = torch.finfo(torch.float64).tiny
+    rescaled = count_K * (count_K.clamp_min(least) / mass_K.clamp_min(least)).log()
+    return own.sum() + 0.5 * num_dims * rescaled.sum()
 
 
 def pieces(x_MD: Tensor, prior: NormalPrior, settings: MoveSettings, generator: torch.Generator) -> Partition:
@@ -176,8 +245,8 @@ def finest(found: Partition) -> Partition:
 def _neighbours(partition: Partition) -> Tensor:
     """Pairs (P, 2) worth a merge: each cluster with those it shares most points with, and the nearest."""
     num_clusters = partition.num_clusters
-    index_MS, weights_MS = _shared(partition.log_joint_MK, _NEAR)
-    weights_MS = weights_MS.double()
+    shared = _Shared.of(partition.mixture, partition.log_joint_MK, _NEAR)
+    index_MS, weights_MS = shared.index_MS, shared.weights_MS.double()
     pair_MSS = num_clusters * index_MS[:, :, None] + index_MS[:, None, :]
     product_MSS = weights_MS[:, :, None] * weights_MS[:, None, :]
     shared_KK = product_MSS.new_zeros(num_clusters**2).index_add_(
@@ -258,56 +327,6 @@ def without_satellites(found: Partition) -> Partition:
     return found
 
 
-def scattered(found: Partition) -> Tensor:
-    """Which clusters (K,) are scattered among others.
-
-    By the clusters' common covariance, most of the nearest neighbours of such a cluster's points are in
-    others, and of a third of its points or more the nearest centre is another's. Asked are the ten nearest
-    among up to 6,000 points, or half as many as a cluster has there. Neighbours alone do not tell: in many
-    dimensions those of a true cluster's points can be in a tighter one beside it.
-    """
-    step = math.ceil(len(found.x_MD) / _ASKED)
-    labels_M = found.labels_M[::step]
-    inverse_DD = inverse_cholesky(_common_covariance(found.mixture)[None])[0]
-    centre_D = found.x_MD.mean(0).double()
-    white_MD = ((found.x_MD[::step] - centre_D) @ inverse_DD.T).float()
-    white_KD = ((found.mixture.means_KD.double() - centre_D) @ inverse_DD.T).float()
-    at_home_M = torch.cdist(white_MD, white_KD).argmin(1) == labels_M
-    is_scattered_K = torch.zeros(found.num_clusters, dtype=torch.bool, device=labels_M.device)
-    for k in range(found.num_clusters):
-        own_B = (labels_M == k).nonzero()[:, 0]
-        if len(own_B) < 2 or at_home_M[own_B].double().mean() > _AT_HOME:
-            continue
-        distance_BM = torch.cdist(white_MD[own_B], white_MD)
-        distance_BM[torch.arange(len(own_B), device=own_B.device), own_B] = torch.inf
-        nearest = distance_BM.topk(min(_NEIGHBOURS, len(own_B) // 2), largest=False).indices
-        is_scattered_K[k] = (labels_M[nearest] == k).double().mean() < _OWN_NEIGHBOURS
-    return is_scattered_K
-
-
-def _common_covariance(mixture: Mixture) -> Tensor:
-    weights_K = (mixture.weights_K / mixture.weights_K.sum()).double()
-    return (weights_K[:, None, None] * mixture.covariances_KDD.double()).sum(0)
-
-
-def without_scattered(found: Partition) -> Partition:
-    """The partition without clusters that are scattered among others, the widest first, and EM.
-
-    EM widens a small cluster by what no tight one reaches, such as the tails of all of them. Its points go to
-    the likeliest other cluster if all had their common covariance; else they would go to the next wide one.
-    """
-    while found.num_clusters > 1 and (is_scattered_K := scattered(found)).any():
-        width_K = found.mixture.covariances_KDD.diagonal(dim1=1, dim2=2).sum(1)
-        widest = int(width_K.where(is_scattered_K, -1).argmax())
-        kept_K = torch.arange(found.num_clusters, device=width_K.device) != widest
-        others = found.mixture[kept_K]
-        alike = replace(others, covariances_KDD=_common_covariance(others).expand_as(others.covariances_KDD))
-        second_M = alike.log_joint_NK(found.x_MD).argmax(1)
-        labels_M = torch.where(found.labels_M == widest, second_M, (kept_K.cumsum(0) - 1)[found.labels_M])
-        found = expectation_maximisation(found.x_MD, labels_M, found.prior, 2)
-    return found
-
-
 def merged(found: Partition, pairs_P2: Tensor, score_P: Tensor, share: float) -> Partition:
     """The partition after the best-scored merges of pairs that don't touch each other, and EM.
 
@@ -326,4 +345,4 @@ def merged(found: Partition, pairs_P2: Tensor, score_P: Tensor, share: float) ->
         target[second] = first
     target_K = torch.tensor(target, device=found.labels_M.device)
     labels_M = target_K[found.labels_M].unique(return_inverse=True)[1]
-    return expectation_maximisation(found.x_MD, labels_M, found.prior, 2)
+    return expectation_maximisation(found.x_MD, labels_M, found.prior, 2, found.precisions_M)

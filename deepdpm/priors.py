@@ -19,6 +19,7 @@ from torch import Tensor
 from deepdpm.checks import check_choices, check_least, check_positive
 from deepdpm.linalg import cholesky, log_det_from_cholesky
 from deepdpm.stats import SufficientStats
+from deepdpm.tails import fit_dof
 
 _LOG_PI = math.log(math.pi)
 # Empirical Bayes: the values tried for nu above its smallest, and for kappa; the floor of Psi's diagonal.
@@ -26,18 +27,19 @@ _NU_STEPS = (0.0, *(2.0**power for power in range(11)))
 _KAPPAS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 _RELATIVE_FLOOR = 1e-8
 
-Hyperparameter = Literal["psi", "nu", "kappa"]
+Hyperparameter = Literal["psi", "nu", "kappa", "tail_dof"]
 
 
 @dataclass(frozen=True)
 class NormalPrior(ABC):
     """What both priors share: `mu | Sigma ~ N(m, Sigma / kappa)`, and a Dirichlet prior of the weights.
 
-    `fitted` names the hyperparameters that `fit_empirical_bayes` may change. With a
+    `fitted` names the hyperparameters that the data may change (`fit_empirical_bayes`, `with_tails`). With a
     `maximum_likelihood_floor` the M-step leaves the prior out (the authors' `use_priors = 0`) and adds the
     floor to the variances instead. `noise` is the variance that measuring a point adds to each column:
     wherever a scatter S of n points is used, it is `S + n diag(noise)`, its mean over the noise. So no
-    cluster gains evidence without end from a column in which its points happen to be equal.
+    cluster gains evidence without end from a column in which its points happen to be equal. `tail_dof` are
+    the degrees of freedom of the mixture's components (`deepdpm.tails`).
 
     Shapes: mean_D (D,), psi, (D, D) or (D,), and noise, (D,) or one number for all columns, are float64;
     kappa > 0 and nu are numbers.
@@ -52,6 +54,7 @@ class NormalPrior(ABC):
     fitted: tuple[Hyperparameter, ...] = ()
     maximum_likelihood_floor: float | None = None
     noise: Tensor | float = 0.0
+    tail_dof: float = math.inf
 
     @property
     def num_dims(self) -> int:
@@ -316,6 +319,16 @@ def fit_empirical_bayes(prior: NormalPrior, stats: SufficientStats, iters: int =
     return prior
 
 
+def with_tails(prior: NormalPrior, squares: Tensor, weights: Tensor) -> NormalPrior:
+    """The prior with the degrees of freedom that weighted points want, at squared distances from their means.
+
+    Only where `prior.fitted` names them: see `deepdpm.tails.fit_dof`.
+    """
+    if "tail_dof" not in prior.fitted:
+        return prior
+    return replace(prior, tail_dof=fit_dof(squares, weights, prior.num_dims))
+
+
 def _floored(prior: NormalPrior, psi: Tensor, stats: SufficientStats) -> Tensor:
     """Psi with a little of the mean total variance on its diagonal, so that no direction is without width."""
     total = stats.total()
@@ -390,6 +403,8 @@ class PriorSettings:
             (`deepdpm.stats.squared_spacing`). By default it is half as long as that difference: anything
             smaller says nothing of clusters, but without noise it decides the evidence (pixels that are
             blank in all images but a few, whole numbers, columns that nearly repeat each other). 0: none.
+        tail_dof: degrees of freedom of the clusters' tails: Student's t of so many, above 0, or with
+            infinity (`.inf` on the command line) Gaussians. None fits them.
 
     Raises:
         ValueError: a value out of range, naming the setting.
@@ -412,10 +427,16 @@ class PriorSettings:
     use_prior: bool = True
     cov_const: float = 0.005
     noise: float = 0.25
+    tail_dof: float | None = None
 
     def __post_init__(self) -> None:
         check_choices(self, "prior")
         check_positive(self, "prior", ("alpha", "kappa", "sigma_scale", "sigma_scale_step", "cov_const"))
+        if self.tail_dof is not None and not self.tail_dof > 0:
+            raise ValueError(
+                f"prior.tail_dof is {self.tail_dof:g}: give a number above 0, .inf for Gaussians, or null to "
+                "fit it."
+            )
         check_least(self, "prior", {"dirichlet_count": 0, "noise": 0})
 
     def make(
@@ -447,9 +468,10 @@ class PriorSettings:
             psi=eye_DD if self.kind == "niw" else eye_DD.diagonal(),
             alpha=self.alpha,
             dirichlet_count=self.dirichlet_count if self.pi_prior == "uniform" else 0.0,
-            fitted=tuple(free) if empirical else (),
+            fitted=(*(free if empirical else ()), *(("tail_dof",) if self.tail_dof is None else ())),
             maximum_likelihood_floor=None if self.use_prior else self.cov_const,
             noise=self.noise * squared_spacing,
+            tail_dof=math.inf if self.tail_dof is None else float(self.tail_dof),
         )
         covariance_DD = total.scatter_KDD()[0] / total.count_K.clamp_min(1)
         if empirical:

@@ -51,7 +51,7 @@ def from_centres(
     """
     labels_M = torch.cat([torch.cdist(x_BE.double(), centres_KE).argmin(1) for x_BE in x_ME.split(16_384)])
     num_clusters = len(centres_KE)
-    if prior.fitted:
+    if "psi" in prior.fitted:
         stats = SufficientStats.from_labels(x_ME, labels_M, num_clusters).scaled(scale)
         prior = fit_empirical_bayes(prior, stats, iters=3)
         fitted = Mixture.m_step(prior, stats)
@@ -59,7 +59,8 @@ def from_centres(
         return prior, replace(fitted, means_KD=torch.where(empty_K1, centres_KE, fitted.means_KD)), labels_M
     psi_EE = torch.diag_embed(prior.psi / prior.nu) if prior.psi.ndim == 1 else prior.psi
     weights_K = torch.full_like(centres_KE[:, 0], 1 / num_clusters)
-    mixture = Mixture(weights_K, centres_KE, psi_EE.expand(num_clusters, -1, -1).clone())
+    psi_KEE = psi_EE.expand(num_clusters, -1, -1).clone()
+    mixture = Mixture(weights_K, centres_KE, psi_KEE, prior.tail_dof)
     return prior, mixture, mixture_labels(mixture, x_ME)
 
 
@@ -122,9 +123,9 @@ def refitted(state: ClusterState, stats: SufficientStats, floor: float | None) -
     prior = state.prior if floor is None else replace(state.prior, maximum_likelihood_floor=floor)
     fitted, old = Mixture.m_step(prior, stats), state.mixture
     empty_K = stats.count_K < 1
-    mixture = Mixture(
-        fitted.weights_K,
-        torch.where(empty_K[:, None], old.means_KD, fitted.means_KD),
-        torch.where(empty_K[:, None, None], old.covariances_KDD, fitted.covariances_KDD),
+    mixture = replace(
+        fitted,
+        means_KD=torch.where(empty_K[:, None], old.means_KD, fitted.means_KD),
+        covariances_KDD=torch.where(empty_K[:, None, None], old.covariances_KDD, fitted.covariances_KDD),
     )
     return replace(state, mixture=mixture)

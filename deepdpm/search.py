@@ -11,7 +11,6 @@
    curved or heavy-tailed cluster do not. Where nothing is confirmed, what is wrong is weighed by all that a
    step says.
 4. Satellites, small clumps within the reach of a much larger cluster, are joined to it.
-5. When EM on all points has converged, a cluster that is scattered among others is dissolved.
 
 Legend: M points, D dimensions, K clusters, P pairs.
 """
@@ -37,11 +36,9 @@ from deepdpm.partition import (
     merged_by_evidence,
     pieces,
     without_satellites,
-    without_scattered,
 )
 from deepdpm.priors import NormalPrior, fit_empirical_bayes
 from deepdpm.separation import valley_ratios
-from deepdpm.stats import SufficientStats
 
 # Of the centres: with more clusters, true ones are likely to have shared a centre.
 _SPARSE = 0.5
@@ -68,6 +65,7 @@ def search(
 
     >>> x_ND = torch.cat([torch.randn(200, 2), torch.randn(200, 2) + 9])
     >>> from deepdpm.priors import PriorSettings
+    >>> from deepdpm.stats import SufficientStats
     >>> prior = PriorSettings().make(SufficientStats.from_weights(x_ND, torch.ones(400, 1)))
     >>> coins = torch.Generator().manual_seed(0)
     >>> _, labels_M, _ = search(lambda most: x_ND[:most], 400, prior, MoveSettings(), coins)
@@ -100,6 +98,7 @@ def revise(
 
     >>> x_MD = torch.cat([torch.randn(200, 2), torch.randn(200, 2) + 9])
     >>> from deepdpm.priors import PriorSettings
+    >>> from deepdpm.stats import SufficientStats
     >>> one_M = torch.zeros(400, dtype=torch.long)
     >>> prior = PriorSettings().make(SufficientStats.from_labels(x_MD, one_M, 1))
     >>> revise(x_MD, one_M, prior, MoveSettings(), torch.Generator().manual_seed(0))[0].max().item()
@@ -107,23 +106,6 @@ def revise(
     """
     rows = _rows(x_MD, settings, generator)
     found = _revised([expectation_maximisation(x_MD[row], labels_M[row], prior, 2) for row in rows], settings)
-    return found.labels_M, found.prior
-
-
-def dissolve(x_MD: Tensor, labels_M: Tensor, prior: NormalPrior) -> tuple[Tensor, NormalPrior]:
-    """Labels (M,) 0..K-1 of a sample x (M, D) without clusters scattered among others, and the prior.
-
-    >>> x_MD = torch.randn(400, 8)
-    >>> x_MD[::10] *= 3  # the tails of two clusters, taken for a third
-    >>> x_MD[200:] += 9
-    >>> labels_M = torch.arange(400) // 200
-    >>> labels_M[::10] = 2
-    >>> from deepdpm.priors import PriorSettings
-    >>> prior = PriorSettings().make(SufficientStats.from_labels(x_MD, 0 * labels_M, 1))
-    >>> dissolve(x_MD, labels_M, prior)[0].max().item()
-    1
-    """
-    found = without_scattered(expectation_maximisation(x_MD, labels_M, prior, 2))
     return found.labels_M, found.prior
 
 
@@ -143,7 +125,7 @@ def _believed(step: Sequence[Partition], settings: MoveSettings) -> Partition:
     Halves whose points are too few to pay for more than one cluster are silent: they cannot say which step is
     right, and merging ends before valleys are deep.
     """
-    silent = len(step) > 1 and all(half.num_clusters == 1 for half in step[1:])
+    silent = 2 * sum(half.num_clusters == 1 for half in step[1:]) > len(step) - 1
     step = step[:1] if silent else step
     best, finer, found = _worth(step, settings.caution), step[0], step[0]
     for threshold in settings.valleys:
@@ -282,7 +264,7 @@ def _split(found: Partition, settings: MoveSettings) -> Partition:
     """The partition with each cluster cut in two whose halves the evidence and the density hold apart."""
     stats, num_clusters = found.stats, found.num_clusters
     side_M = subcluster_labels(found.x_MD, found.labels_M, stats)
-    halves = SufficientStats.from_labels(found.x_MD, 2 * found.labels_M + side_M, 2 * num_clusters)
+    halves = found.stats_of(2 * found.labels_M + side_M, 2 * num_clusters)
     first_K = 2 * torch.arange(num_clusters, device=side_M.device)
     pairs_K2 = torch.stack([first_K, first_K + 1], 1)
     # A prior fitted to clusters that are too wide would hold their halves wide.
@@ -295,4 +277,5 @@ def _split(found: Partition, settings: MoveSettings) -> Partition:
         return found
     side_M = torch.where(accepted_K[found.labels_M], side_M, 0)
     labels_M = (2 * found.labels_M + side_M).unique(return_inverse=True)[1]
-    return without_satellites(expectation_maximisation(found.x_MD, labels_M, prior, 8))
+    split = expectation_maximisation(found.x_MD, labels_M, prior, 8, found.precisions_M)
+    return without_satellites(split)

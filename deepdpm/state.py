@@ -103,7 +103,6 @@ class Progress:
         finished: polishing has ended.
         log_density: of a point, mean over the last epoch.
         settled: EM has converged since moves came to rest.
-        compact: clusters that were then scattered among others have been dissolved.
     """
 
     last_move: int | None = None
@@ -114,7 +113,6 @@ class Progress:
     finished: bool = False
     log_density: float = -math.inf
     settled: bool = False
-    compact: bool = False
 
     def see(self, log_density: float) -> None:
         """Take note of an epoch's mean log density.

@@ -143,6 +143,10 @@ class SufficientStats:
             self.count_K * factor_K, self.sum_KD * factor_K[:, None], self.outer_KDD * factor_K[:, None, None]
         )
 
+    def recounted(self, count_K: Tensor) -> SufficientStats:
+        """The statistics with every set's weights scaled so that they add up to these counts (K,)."""
+        return self.scaled(count_K / self.count_K.clamp_min(torch.finfo(torch.float64).tiny))
+
     def __getitem__(self, index: Tensor | slice) -> SufficientStats:
         """The statistics of some of the sets, by position or mask."""
         return SufficientStats(self.count_K[index], self.sum_KD[index], self.outer_KDD[index])

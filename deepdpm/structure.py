@@ -113,10 +113,11 @@ def start_clusters(
 def merge_rows(old: Mixture, new: Mixture, fresh_K: Tensor) -> Mixture:
     """The new components where fresh (K,), the old ones elsewhere."""
     fresh = fresh_K.to(new.weights_K.device)
-    return Mixture(
-        torch.where(fresh, new.weights_K, old.weights_K),
-        torch.where(fresh[:, None], new.means_KD, old.means_KD),
-        torch.where(fresh[:, None, None], new.covariances_KDD, old.covariances_KDD),
+    return replace(
+        new,
+        weights_K=torch.where(fresh, new.weights_K, old.weights_K),
+        means_KD=torch.where(fresh[:, None], new.means_KD, old.means_KD),
+        covariances_KDD=torch.where(fresh[:, None, None], new.covariances_KDD, old.covariances_KDD),
     )
 
 
@@ -210,7 +211,7 @@ def split_step(
     weights = torch.cat((old.weights_K, old.weights_K.repeat_interleave(2) * sub.weights_K))
     means = torch.cat((old.means_KD, sub.means_KD))
     covariances = torch.cat((old.covariances_KDD, sub.covariances_KDD))
-    mixture = Mixture(weights[source_K], means[source_K], covariances[source_K])
+    mixture = Mixture(weights[source_K], means[source_K], covariances[source_K], old.tail_dof)
     stats = SufficientStats.cat([whole, sub_stats])[source_K]
 
     net, nets = learners.cluster_net, learners.subcluster_nets

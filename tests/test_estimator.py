@@ -11,6 +11,7 @@ import pandas as pd
 import polars
 import pytest
 import torch
+from scipy.stats import f, kstest
 from sklearn.base import clone
 from sklearn.datasets import load_iris, make_blobs
 from sklearn.metrics import adjusted_rand_score
@@ -81,7 +82,8 @@ def test_the_density_integrates_to_one(fitted: DeepDPM) -> None:
     "kind", ["none", "normalize", "min_max", "standard", "standard_normalize", "principal"]
 )
 def test_samples_have_the_moments_of_the_mixture(kind: str, blobs: tuple[np.ndarray, np.ndarray]) -> None:
-    model = DeepDPM(transform_kind=kind, max_epochs=2).fit(blobs[0] + 3)
+    gaussian = {"prior.tail_dof": np.inf}
+    model = DeepDPM(transform_kind=kind, max_epochs=2, settings=gaussian).fit(blobs[0] + 3)
     points, labels = model.sample(4000)
     mean = model.weights_ @ model.means_
     spread = np.einsum("k,kij->ij", model.weights_, model.covariances_) + np.cov(
@@ -90,6 +92,18 @@ def test_samples_have_the_moments_of_the_mixture(kind: str, blobs: tuple[np.ndar
     np.testing.assert_allclose(points.mean(0), mean, atol=5 * np.sqrt(spread.diagonal().max() / 4000))
     np.testing.assert_allclose(np.cov(points.T), spread, atol=0.1 * spread.max())
     assert set(labels) <= set(range(len(model.weights_)))
+
+
+def test_samples_have_the_tails_of_the_mixture() -> None:
+    points_ND = np.random.default_rng(0).standard_t(3, size=(500, 1)) * np.ones((1, 2)) + [[0, 0.1]]
+    points_ND[:, 1] += np.random.default_rng(1).normal(size=500)
+    model = DeepDPM(settings={"prior.tail_dof": 3}, transform_kind="none", max_epochs=20).fit(points_ND)
+    assert model.tail_dof_ == 3
+    drawn_ND, z_N = model.sample(20_000)
+    of_first_ND = drawn_ND[z_N == 0] - model.means_[0]
+    squares_N = np.einsum("nd,de,ne->n", of_first_ND, np.linalg.inv(model.covariances_[0]), of_first_ND)
+    # d^2 / D of Student's t is an F variate.
+    assert kstest(squares_N / 2, f(2, 3).cdf).pvalue > 0.001
 
 
 def test_the_same_seed_gives_the_labels_of_the_command_line(train: Any, tmp_path: Path) -> None:
