@@ -3,6 +3,7 @@
 Legend: N points, D dimensions, K neighbours of a point, B points in a batch, S steps.
 """
 
+import numpy as np
 import torch
 from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
@@ -61,7 +62,11 @@ def nearest_neighbours(x_ND: Tensor, num_neighbours: int) -> Tensor:
             f"model.features.neighbours is {num_neighbours}, but there are only {num_points} points: lower "
             "it."
         )
-    axes = PCA(min(MOST_AXES, num_dims, num_points - 1), svd_solver="randomized", random_state=0)
+    if num_dims > MOST_AXES:
+        axes = PCA(min(MOST_AXES, num_points - 1), svd_solver="randomized", random_state=0)
+        # Of points that are all equal the shares of variance, which nobody asks for, are 0 / 0.
+        with np.errstate(invalid="ignore"):
+            points_ND = axes.fit_transform(points_ND)
     # Asked without points of its own, the index leaves each point out of its neighbours.
-    index = NearestNeighbors(n_neighbors=num_neighbours, algorithm="brute").fit(axes.fit_transform(points_ND))
+    index = NearestNeighbors(n_neighbors=num_neighbours, algorithm="brute").fit(points_ND)
     return torch.from_numpy(index.kneighbors(return_distance=False)).to(x_ND.device)

@@ -29,6 +29,12 @@ def test_a_point_is_not_its_own_neighbour_even_beside_copies_of_it() -> None:
     ]
 
 
+@pytest.mark.parametrize("num_dims", [2, 60])
+def test_points_that_are_all_equal_have_neighbours_too(num_dims: int) -> None:
+    neighbours_NK = nearest_neighbours(torch.ones(9, num_dims), 3)
+    assert all(i not in row for i, row in enumerate(neighbours_NK.tolist()))
+
+
 def test_walks_follow_the_neighbours_and_take_each_as_often() -> None:
     partners = Partners(torch.arange(40.0)[:, None], 2)
     ahead_N2 = torch.stack([torch.arange(40) + 1, torch.arange(40) + 2], 1) % 40
