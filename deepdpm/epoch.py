@@ -60,7 +60,7 @@ class EpochSums:
         """The clusters' statistics as the M-step takes them: of points that count for one on the mean.
 
         Scaling the weights leaves where EM ends as it is, and it comes there sooner (Kent, Tyler and Vardi
-        1994).
+        1994). A prior that pulls covariances down would else pull them down without end, nu being small.
         """
         return None if self.stats is None else self.stats.recounted(self.counts_K)
 

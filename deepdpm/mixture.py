@@ -45,7 +45,9 @@ class Mixture:
     `N(mu_k, Sigma_k / u)` whose precision u each point draws anew, `u ~ Gamma(nu / 2, nu / 2)` (Peel and
     McLachlan 2000, section 3). With nu infinite it is the Gaussian itself.
 
-    Shapes: weights_K (K,), means_KD (K, D), covariances_KDD (K, D, D).
+    `noise` is the variance that measuring a point adds to each column (`deepdpm.priors`).
+
+    Shapes: weights_K (K,), means_KD (K, D), covariances_KDD (K, D, D), noise (D,) or one number.
 
     >>> mixture = Mixture(torch.ones(1), torch.zeros(1, 2), torch.eye(2)[None])
     >>> round(mixture.log_prob(torch.zeros(1, 2)).item(), 4)
@@ -56,6 +58,7 @@ class Mixture:
     means_KD: Tensor
     covariances_KDD: Tensor
     tail_dof: float = math.inf
+    noise: Tensor | float = 0.0
 
     @classmethod
     def m_step(cls, prior: NormalPrior, stats: SufficientStats) -> Mixture:
@@ -68,7 +71,8 @@ class Mixture:
         2.0
         """
         means_KD, covariances_KDD = prior.map_estimate(stats)
-        return cls(prior.weights_K(stats.count_K), means_KD, covariances_KDD, prior.tail_dof)
+        weights_K = prior.weights_K(stats.count_K)
+        return cls(weights_K, means_KD, covariances_KDD, prior.tail_dof, prior.noise)
 
     @property
     def num_components(self) -> int:
@@ -135,17 +139,25 @@ class Mixture:
         return out_NK
 
     def squares(self, log_joint: Tensor, index: Tensor | None = None) -> Tensor:
-        """The squared distances `(x - mu)^T Sigma^-1 (x - mu)` of points whose log joint densities are given.
+        """Squared distances `(x - mu)^T Sigma^-1 (x - mu)` of points whose log joint densities are given.
 
+        Their means over the noise of the points: what a scatter holds, a distance has to hold too. Without
+        it EM gave points of clusters narrower than the noise weights of 1.6 on the mean instead of 1.
         Shapes: (N, K), or (N, S) of S components for each point, and their index (N, S).
 
         >>> mixture = Mixture(torch.ones(1), torch.zeros(1, 1), torch.ones(1, 1, 1), tail_dof=4.0)
         >>> round(mixture.squares(mixture.log_joint_NK(torch.tensor([[3.0]]))).item(), 4)
         9.0
         """
-        log_scale = self.whitening.log_scale_K.to(log_joint)
-        fall = (log_scale if index is None else log_scale[index]) - log_joint
-        return tails.squares_of(fall, self.means_KD.shape[1], self.tail_dof).clamp_min_(0)
+        every = slice(None) if index is None else index
+        fall = self.whitening.log_scale_K.to(log_joint)[every] - log_joint
+        squares = tails.squares_of(fall, self.means_KD.shape[1], self.tail_dof).clamp_min_(0)
+        return squares + self._noise_squares_K.to(squares)[every]
+
+    @cached_property
+    def _noise_squares_K(self) -> Tensor:
+        """`tr(Sigma_k^-1 diag(noise))` (K,)."""
+        return (self.whitening.inverse_KDD.square() * self.noise).sum((1, 2))
 
     def precisions(self, log_joint: Tensor, index: Tensor | None = None) -> Tensor:
         """What the points of `squares` count for in the M-step of each component; 1 for Gaussians."""

@@ -189,10 +189,11 @@ def evidence(partition: Partition) -> float:
 
 
 def _tail_evidence(mixture: Mixture, shared: _Shared) -> Tensor:
-    """What the points' precisions add to the evidence (`tails.log_scale_evidence`), in nats.
+    """What the points' precisions add to the evidence, in nats.
 
-    The statistics count a cluster's points for one on the mean, for c_k times their precisions:
-    `(D / 2) sum_k n_k log c_k` takes that back.
+    By `tails.log_scale_evidence`; but the statistics weigh the points of cluster k by c_k times their
+    expected precisions, for a mean weight of 1. The bound holds for any distribution of the precisions, so
+    for those scaled by c_k, which adds `n_k [(D + nu) / 2 log c_k - (nu / 2) (1 - 1 / c_k)]`.
     """
     dof, num_dims, num_clusters = mixture.tail_dof, mixture.means_KD.shape[1], mixture.num_components
     if math.isinf(dof):
@@ -200,9 +201,9 @@ def _tail_evidence(mixture: Mixture, shared: _Shared) -> Tensor:
     own = shared.weights_MS.double() * log_scale_evidence(shared.squares_MS.double(), num_dims, dof)
     count_K = shared.sums_K(shared.weights_MS, num_clusters)
     mass_K = shared.sums_K(shared.weights_MS * precisions(shared.squares_MS, num_dims, dof), num_clusters)
-    least = torch.finfo(torch.float64).tiny
-    rescaled = count_K * (count_K.clamp_min(least) / mass_K.clamp_min(least)).log()
-    return own.sum() + 0.5 * num_dims * rescaled.sum()
+    inverse_K = torch.where(count_K > 0, mass_K / count_K, 1.0)
+    scaled_K = -0.5 * (num_dims + dof) * inverse_K.log() - 0.5 * dof * (1 - inverse_K)
+    return own.sum() + (count_K * scaled_K).sum()
 
 
 def pieces(x_MD: Tensor, prior: NormalPrior, settings: MoveSettings, generator: torch.Generator) -> Partition:

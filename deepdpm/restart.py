@@ -60,7 +60,7 @@ def from_centres(
     psi_EE = torch.diag_embed(prior.psi / prior.nu) if prior.psi.ndim == 1 else prior.psi
     weights_K = torch.full_like(centres_KE[:, 0], 1 / num_clusters)
     psi_KEE = psi_EE.expand(num_clusters, -1, -1).clone()
-    mixture = Mixture(weights_K, centres_KE, psi_KEE, prior.tail_dof)
+    mixture = Mixture(weights_K, centres_KE, psi_KEE, prior.tail_dof, prior.noise)
     return prior, mixture, mixture_labels(mixture, x_ME)
 
 

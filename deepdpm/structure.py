@@ -211,7 +211,12 @@ def split_step(
     weights = torch.cat((old.weights_K, old.weights_K.repeat_interleave(2) * sub.weights_K))
     means = torch.cat((old.means_KD, sub.means_KD))
     covariances = torch.cat((old.covariances_KDD, sub.covariances_KDD))
-    mixture = Mixture(weights[source_K], means[source_K], covariances[source_K], old.tail_dof)
+    mixture = replace(
+        old,
+        weights_K=weights[source_K],
+        means_KD=means[source_K],
+        covariances_KDD=covariances[source_K],
+    )
     stats = SufficientStats.cat([whole, sub_stats])[source_K]
 
     net, nets = learners.cluster_net, learners.subcluster_nets
