@@ -73,6 +73,42 @@ def test_precision_and_its_evidence_are_those_of_the_posterior_of_u(dof: float, 
     assert tails.log_scale_evidence(squares, D, dof).item() == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
+def test_squared_distances_are_means_over_the_noise_of_points() -> None:
+    generator = torch.Generator().manual_seed(1)
+    root_DD = torch.randn(D, D, generator=generator).double()
+    noise_D = torch.tensor([0.0, 0.5, 3.0]).double()
+    mixture = Mixture(torch.ones(1), torch.zeros(1, D), (root_DD @ root_DD.mT + torch.eye(D))[None], 4.0)
+    x_ND = torch.randn(20, D, generator=generator)
+    # 2 D points about each have the moments of the noise.
+    step_SD = torch.cat([torch.diag((D * noise_D).sqrt()), -torch.diag((D * noise_D).sqrt())]).float()
+    about_MD = (x_ND[:, None] + step_SD).reshape(-1, D)
+    expected_N = mixture.squares(mixture.log_joint_NK(about_MD)).view(20, 2 * D).mean(1)
+    noisy = replace(mixture, noise=noise_D)
+    torch.testing.assert_close(
+        noisy.squares(noisy.log_joint_NK(x_ND))[:, 0], expected_N, rtol=1e-4, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("dof", [2.0, 5.0, math.inf])
+def test_evidence_of_one_cluster_is_below_the_integral_over_mean_and_variance(dof: float) -> None:
+    x_N1 = torch.tensor([[-1.2], [-0.4], [0.1], [0.3], [0.9], [4.0]]).double()
+    one_N = torch.zeros(6, dtype=torch.long)
+    settings = PriorSettings(tail_dof=dof, scale="isotropic", sigma_scale=1.0, kappa=0.3, nu=4.0, noise=0)
+    prior = settings.make(SufficientStats.from_labels(x_N1, one_N, 1))
+    partition = expectation_maximisation(x_N1, one_N, prior, 100)
+    label_evidence = math.log(prior.alpha) + math.lgamma(6)
+
+    mean_A1, variance_B = np.linspace(-15, 15, 3001)[:, None], np.exp(np.linspace(-8, 12, 1001))
+    likelihood_AB = np.prod([stats.t(dof, mean_A1, variance_B**0.5).pdf(x) for x in x_N1[:, 0].tolist()], 0)
+    of_mean_AB = stats.norm(prior.mean_D.item(), (variance_B / prior.kappa) ** 0.5).pdf(mean_A1)
+    of_variance_B = stats.invgamma(prior.nu / 2, scale=0.5).pdf(variance_B) * variance_B
+    joint_AB = likelihood_AB * of_mean_AB * of_variance_B
+    steps = (mean_A1[1, 0] - mean_A1[0, 0]) * np.log(variance_B[1] / variance_B[0])
+    exact = math.log(joint_AB.sum() * steps)
+    bound = evidence(partition) - label_evidence
+    assert bound == pytest.approx(exact, abs=1e-3) if math.isinf(dof) else exact - 1 < bound < exact
+
+
 @pytest.mark.parametrize(("dof", "low", "high"), [(1.0, 1, 1), (4.0, 3, 6), (math.inf, 64, math.inf)])
 def test_the_degrees_of_freedom_that_made_points_are_found(dof: float, low: float, high: float) -> None:
     squares_N = t_points(5000, dof).double().square().sum(1)
