@@ -84,7 +84,7 @@ class Partition:
     def merge_gains_P(self) -> Tensor:
         """The log evidence in nats that merging each two neighbours gives (P,), the prior refitted.
 
-        Points count as in the clusters that they come from: with heavy tails it is a lower bound.
+        With heavy tails points count as in the clusters that they come from, so a merged one's is too low.
         """
         prior = fit_empirical_bayes(self.prior, self.stats)
         return merge_log_ratios(prior, self.stats, self.neighbours_P2, prior.alpha)

@@ -404,7 +404,7 @@ class PriorSettings:
             smaller says nothing of clusters, but without noise it decides the evidence (pixels that are
             blank in all images but a few, whole numbers, columns that nearly repeat each other). 0: none.
         tail_dof: degrees of freedom of the clusters' tails: Student's t of so many, above 0, or with
-            infinity (`.inf` on the command line) Gaussians. None fits them.
+            infinity (`inf` on the command line, `.inf` in YAML) Gaussians. None fits them.
 
     Raises:
         ValueError: a value out of range, naming the setting.
@@ -434,7 +434,7 @@ class PriorSettings:
         check_positive(self, "prior", ("alpha", "kappa", "sigma_scale", "sigma_scale_step", "cov_const"))
         if self.tail_dof is not None and not self.tail_dof > 0:
             raise ValueError(
-                f"prior.tail_dof is {self.tail_dof:g}: give a number above 0, .inf for Gaussians, or null to "
+                f"prior.tail_dof is {self.tail_dof:g}: give a number above 0, inf for Gaussians, or null to "
                 "fit it."
             )
         check_least(self, "prior", {"dirichlet_count": 0, "noise": 0})

@@ -197,7 +197,14 @@ def test_the_hash_tells_settings_from_labels_and_outputs() -> None:
 
 PEERS = [path.stem for path in config.config_folder().glob("peer/*.yaml") if path.stem != "none"]
 OF_THE_NETS = {
-    "prior": ["prior=nig", "prior.nu=30", "prior.alpha=2", "prior.scale=isotropic", "prior.use_prior=false"],
+    "prior": [
+        "prior=nig",
+        "prior.nu=30",
+        "prior.alpha=2",
+        "prior.scale=isotropic",
+        "prior.use_prior=false",
+        "prior.tail_dof=inf",
+    ],
     "model": ["model.init_k=5", "model.hidden=[7]", "model.transform=none", "model.moves.kind=published"],
     "trainer": [
         "trainer=published",

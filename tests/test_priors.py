@@ -230,6 +230,8 @@ def test_weights_are_smoothed_by_the_dirichlet_count() -> None:
         ({"alpha": -1.0}, "prior.alpha must be a positive number"),
         ({"dirichlet_count": -0.1}, "prior.dirichlet_count must be at least 0"),
         ({"noise": -0.1}, "prior.noise must be at least 0"),
+        ({"tail_dof": 0.0}, "prior.tail_dof is 0: give a number above 0"),
+        ({"tail_dof": math.nan}, "prior.tail_dof is nan: give a number above 0"),
     ],
 )
 def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> None:
