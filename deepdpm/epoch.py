@@ -50,11 +50,12 @@ class EpochSums:
         losses = torch.stack((cluster_loss.detach().to(count), second.to(count))) * count
         self.totals_4 += torch.cat((torch.stack((count, log_density_B.sum().to(count))), losses))
 
-    def add_stats(self, x_BD: Tensor, r_BK: Tensor, precisions_BK: Tensor) -> None:
-        """Add a batch to the clusters' statistics."""
-        if self.stats is not None:
-            self.stats = self.stats + SufficientStats.from_weights(x_BD, r_BK * precisions_BK)
-            self.counts_K += r_BK.double().sum(0)
+    def add_stats(self, x_BD: Tensor, r_BK: Tensor, precisions_BK: Tensor | None) -> None:
+        """Add a batch (B, D) to the clusters' statistics, by responsibilities and precisions (B, K)."""
+        assert self.stats is not None, "an epoch without an M-step"
+        weights_BK = r_BK if precisions_BK is None else r_BK * precisions_BK
+        self.stats = self.stats + SufficientStats.from_weights(x_BD, weights_BK)
+        self.counts_K += r_BK.double().sum(0)
 
     def cluster_stats(self) -> SufficientStats | None:
         """The clusters' statistics as the M-step takes them: of points that count for one on the mean.

@@ -159,10 +159,13 @@ class Mixture:
         """`tr(Sigma_k^-1 diag(noise))` (K,)."""
         return (self.whitening.inverse_KDD.square() * self.noise).sum((1, 2))
 
-    def precisions(self, log_joint: Tensor, index: Tensor | None = None) -> Tensor:
-        """What the points of `squares` count for in the M-step of each component; 1 for Gaussians."""
+    def precisions(self, log_joint: Tensor, index: Tensor | None = None) -> Tensor | None:
+        """What the points of `squares` count for in each component's M-step; None, one, for Gaussians.
+
+        Shapes: as there.
+        """
         if math.isinf(self.tail_dof):
-            return torch.ones_like(log_joint)
+            return None
         return tails.precisions(self.squares(log_joint, index), self.means_KD.shape[1], self.tail_dof)
 
     def log_prob(self, x_ND: Tensor) -> Tensor:

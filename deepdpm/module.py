@@ -274,10 +274,11 @@ class DeepDPMModule(ClusteringModel):
         elif self.sums.hard_stats is not None:
             self.sums.add_sub_stats(x_BD, z_B, torch.ones_like(x_BD[:, :1]).expand(-1, 2))
         self._step(loss, subcluster_loss is not None)
-        r_BK = target_BK if self.schedule.statistics == "mixture" else log_r_BK.detach().exp()
-        if self.schedule.means == "kmeans":
-            r_BK = nn.functional.one_hot(r_BK.argmax(1), self.num_clusters).to(r_BK)
-        self.sums.add_stats(x_BD, r_BK, self.clusters.mixture.precisions(log_joint_BK))
+        if self.sums.stats is not None:
+            r_BK = target_BK if self.schedule.statistics == "mixture" else log_r_BK.detach().exp()
+            if self.schedule.means == "kmeans":
+                r_BK = nn.functional.one_hot(r_BK.argmax(1), self.num_clusters).to(r_BK)
+            self.sums.add_stats(x_BD, r_BK, state.mixture.precisions(log_joint_BK))
         self.sums.add_batch(log_density_B, cluster_loss, subcluster_loss)
 
     def _step(self, loss: Tensor, with_subclusters: bool) -> None:

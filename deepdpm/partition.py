@@ -16,10 +16,10 @@ from deepdpm.kmeans import kmeans_labels
 from deepdpm.linalg import cholesky
 from deepdpm.mixture import Mixture
 from deepdpm.moves import MoveSettings, merge_log_ratios
-from deepdpm.priors import NormalPrior, fit_empirical_bayes, with_tails
+from deepdpm.priors import NormalPrior, fit_empirical_bayes
 from deepdpm.separation import valley_ratios
 from deepdpm.stats import SufficientStats
-from deepdpm.tails import log_scale_evidence, precisions
+from deepdpm.tails import fit_dof, log_scale_evidence
 
 # A cluster of ten points has five in a half of the sample: it should have a centre there.
 _POINTS_PER_SEED = 4
@@ -65,10 +65,9 @@ class Partition:
     @cached_property
     def precisions_M(self) -> Tensor | None:
         """What each point counts for in its own cluster; None, one, without heavy tails."""
-        if math.isinf(self.mixture.tail_dof):
-            return None
         own_M1 = self.labels_M[:, None]
-        return self.mixture.precisions(self.log_joint_MK.gather(1, own_M1), own_M1)[:, 0]
+        precisions_M1 = self.mixture.precisions(self.log_joint_MK.gather(1, own_M1), own_M1)
+        return None if precisions_M1 is None else precisions_M1[:, 0]
 
     @cached_property
     def neighbours_P2(self) -> Tensor:
@@ -96,23 +95,38 @@ class Partition:
 
 @dataclass(frozen=True)
 class _Shared:
-    """Each point's likeliest clusters, its responsibilities for them, and its squared distances (M, S).
+    """Each point's likeliest clusters of a mixture (M, S), and its log joint densities with them.
 
     What the others would get is below what decides anything, and so the cost need not grow with K.
     """
 
+    mixture: Mixture
     index_MS: Tensor
-    weights_MS: Tensor
-    squares_MS: Tensor
+    log_joint_MS: Tensor
 
     @classmethod
     def of(cls, mixture: Mixture, log_joint_MK: Tensor, most: int = _SHARED) -> _Shared:
         top = log_joint_MK.topk(min(most, log_joint_MK.shape[1]), dim=1)
-        return cls(top.indices, top.values.softmax(1), mixture.squares(top.values, top.indices))
+        return cls(mixture, top.indices, top.values)
 
-    def sums_K(self, values_MS: Tensor, num_clusters: int) -> Tensor:
+    @cached_property
+    def weights_MS(self) -> Tensor:
+        """Responsibilities."""
+        return self.log_joint_MS.softmax(1)
+
+    @cached_property
+    def squares_MS(self) -> Tensor:
+        """Squared distances."""
+        return self.mixture.squares(self.log_joint_MS, self.index_MS)
+
+    @cached_property
+    def precisions_MS(self) -> Tensor | None:
+        """What points count for; None, one, without heavy tails."""
+        return self.mixture.precisions(self.log_joint_MS, self.index_MS)
+
+    def sums_K(self, values_MS: Tensor) -> Tensor:
         """Sums of values (M, S) by cluster (K,)."""
-        sums_K = torch.zeros(num_clusters, dtype=torch.float64, device=values_MS.device)
+        sums_K = torch.zeros(self.mixture.num_components, dtype=torch.float64, device=values_MS.device)
         return sums_K.index_add_(0, self.index_MS.flatten(), values_MS.double().flatten())
 
 
@@ -130,9 +144,9 @@ def expectation_maximisation(
             prior = fit_empirical_bayes(prior, stats)
         mixture = Mixture.m_step(prior, stats)
         shared = _Shared.of(mixture, mixture.log_joint_NK(x_MD))
-        if i % _FIT_EVERY == 0:
-            prior = with_tails(prior, shared.squares_MS, shared.weights_MS)
-        stats = _soft_stats(x_MD, mixture, shared)
+        if i % _FIT_EVERY == 0 and "tail_dof" in prior.fitted:
+            prior = replace(prior, tail_dof=fit_dof(shared.squares_MS, shared.weights_MS, prior.num_dims))
+        stats = _soft_stats(x_MD, shared)
         stats = stats[stats.count_K >= 1]
     mixture = Mixture.m_step(prior, stats)
     log_joint_MK = mixture.log_joint_NK(x_MD)
@@ -153,12 +167,11 @@ def _hard_stats(
     return stats.recounted(torch.bincount(labels_M, minlength=num_clusters).double())
 
 
-def _soft_stats(x_MD: Tensor, mixture: Mixture, shared: _Shared) -> SufficientStats:
+def _soft_stats(x_MD: Tensor, shared: _Shared) -> SufficientStats:
     """Statistics of K clusters, whose points count for one on the mean, of points that clusters share."""
-    num_clusters, index_MS, weights_MS = mixture.num_components, shared.index_MS, shared.weights_MS
-    heavy = not math.isinf(mixture.tail_dof)
-    if heavy:
-        weights_MS = weights_MS * precisions(shared.squares_MS, x_MD.shape[1], mixture.tail_dof)
+    num_clusters, index_MS, weights_MS = shared.mixture.num_components, shared.index_MS, shared.weights_MS
+    if shared.precisions_MS is not None:
+        weights_MS = weights_MS * shared.precisions_MS
     if num_clusters * x_MD.shape[1] <= _SMALL_PRODUCT:
         weights_MK = weights_MS.new_zeros(len(x_MD), num_clusters).scatter_(1, index_MS, weights_MS)
         stats = SufficientStats.from_weights(x_MD, weights_MK)
@@ -168,7 +181,9 @@ def _soft_stats(x_MD: Tensor, mixture: Mixture, shared: _Shared) -> SufficientSt
             for s in range(weights_MS.shape[1])
         ]
         stats = sum(parts[1:], parts[0])
-    return stats.recounted(shared.sums_K(shared.weights_MS, num_clusters)) if heavy else stats
+    if shared.precisions_MS is None:
+        return stats
+    return stats.recounted(shared.sums_K(shared.weights_MS))
 
 
 def evidence(partition: Partition) -> float:
@@ -179,28 +194,29 @@ def evidence(partition: Partition) -> float:
     at most `ln p(X)`. With hard labels (H = 0) clusters that overlap would pay for each point between them.
     With heavy tails points are weighted by their precisions too, and what these add is part of it.
     """
-    mixture = partition.mixture
-    shared = _Shared.of(mixture, partition.log_joint_MK)
-    stats = _soft_stats(partition.x_MD, mixture, shared)
+    shared = _Shared.of(partition.mixture, partition.log_joint_MK)
+    stats = _soft_stats(partition.x_MD, shared)
     prior = fit_empirical_bayes(partition.prior, stats, 2)
     weight_K = torch.lgamma(stats.count_K) + math.log(prior.alpha)
     entropy = torch.special.entr(shared.weights_MS.double()).sum()
-    return float((prior.log_marginal(stats) + weight_K).sum() + entropy + _tail_evidence(mixture, shared))
+    return float((prior.log_marginal(stats) + weight_K).sum() + entropy + _tail_evidence(shared))
 
 
-def _tail_evidence(mixture: Mixture, shared: _Shared) -> Tensor:
+def _tail_evidence(shared: _Shared) -> Tensor:
     """What the points' precisions add to the evidence, in nats.
 
     By `tails.log_scale_evidence`; but the statistics weigh the points of cluster k by c_k times their
     expected precisions, for a mean weight of 1. The bound holds for any distribution of the precisions, so
     for those scaled by c_k, which adds `n_k [(D + nu) / 2 log c_k - (nu / 2) (1 - 1 / c_k)]`.
     """
-    dof, num_dims, num_clusters = mixture.tail_dof, mixture.means_KD.shape[1], mixture.num_components
-    if math.isinf(dof):
+    if shared.precisions_MS is None:
         return shared.weights_MS.new_zeros(())
+    dof, num_dims = shared.mixture.tail_dof, shared.mixture.means_KD.shape[1]
     own = shared.weights_MS.double() * log_scale_evidence(shared.squares_MS.double(), num_dims, dof)
-    count_K = shared.sums_K(shared.weights_MS, num_clusters)
-    mass_K = shared.sums_K(shared.weights_MS * precisions(shared.squares_MS, num_dims, dof), num_clusters)
+    count_K, mass_K = (
+        shared.sums_K(shared.weights_MS),
+        shared.sums_K(shared.weights_MS * shared.precisions_MS),
+    )
     inverse_K = torch.where(count_K > 0, mass_K / count_K, 1.0)
     scaled_K = -0.5 * (num_dims + dof) * inverse_K.log() - 0.5 * dof * (1 - inverse_K)
     return own.sum() + (count_K * scaled_K).sum()

@@ -19,7 +19,6 @@ from torch import Tensor
 from deepdpm.checks import check_choices, check_least, check_positive
 from deepdpm.linalg import cholesky, log_det_from_cholesky
 from deepdpm.stats import SufficientStats
-from deepdpm.tails import fit_dof
 
 _LOG_PI = math.log(math.pi)
 # Empirical Bayes: the values tried for nu above its smallest, and for kappa; the floor of Psi's diagonal.
@@ -34,8 +33,8 @@ Hyperparameter = Literal["psi", "nu", "kappa", "tail_dof"]
 class NormalPrior(ABC):
     """What both priors share: `mu | Sigma ~ N(m, Sigma / kappa)`, and a Dirichlet prior of the weights.
 
-    `fitted` names the hyperparameters that the data may change (`fit_empirical_bayes`, `with_tails`). With a
-    `maximum_likelihood_floor` the M-step leaves the prior out (the authors' `use_priors = 0`) and adds the
+    `fitted` names the hyperparameters that the data may change (`fit_empirical_bayes`; EM: `tail_dof`). With
+    a `maximum_likelihood_floor` the M-step leaves the prior out (the authors' `use_priors = 0`) and adds the
     floor to the variances instead. `noise` is the variance that measuring a point adds to each column:
     wherever a scatter S of n points is used, it is `S + n diag(noise)`, its mean over the noise. So no
     cluster gains evidence without end from a column in which its points happen to be equal. `tail_dof` are
@@ -319,16 +318,6 @@ def fit_empirical_bayes(prior: NormalPrior, stats: SufficientStats, iters: int =
     return prior
 
 
-def with_tails(prior: NormalPrior, squares: Tensor, weights: Tensor) -> NormalPrior:
-    """The prior with the degrees of freedom that weighted points want, at squared distances from their means.
-
-    Only where `prior.fitted` names them: see `deepdpm.tails.fit_dof`.
-    """
-    if "tail_dof" not in prior.fitted:
-        return prior
-    return replace(prior, tail_dof=fit_dof(squares, weights, prior.num_dims))
-
-
 def _floored(prior: NormalPrior, psi: Tensor, stats: SufficientStats) -> Tensor:
     """Psi with a little of the mean total variance on its diagonal, so that no direction is without width."""
     total = stats.total()
@@ -404,7 +393,8 @@ class PriorSettings:
             smaller says nothing of clusters, but without noise it decides the evidence (pixels that are
             blank in all images but a few, whole numbers, columns that nearly repeat each other). 0: none.
         tail_dof: degrees of freedom of the clusters' tails: Student's t of so many, above 0, or with
-            infinity (`inf` on the command line, `.inf` in YAML) Gaussians. None fits them.
+            infinity (`inf` on the command line, `.inf` in YAML) Gaussians. None fits them as searches go;
+            under published moves it has Gaussians.
 
     Raises:
         ValueError: a value out of range, naming the setting.

@@ -122,8 +122,8 @@ def _rows(x_MD: Tensor, settings: MoveSettings, generator: torch.Generator) -> l
 def _believed(step: Sequence[Partition], settings: MoveSettings) -> Partition:
     """The step of merging that the halves confirm, from the finest on: the sample's partition of it.
 
-    Halves whose points are too few to pay for more than one cluster are silent: they cannot say which step is
-    right, and merging ends before valleys are deep.
+    Halves are silent where most of them have too few points to pay for more than one cluster: they cannot say
+    which step is right, and merging ends before valleys are deep.
     """
     silent = 2 * sum(half.num_clusters == 1 for half in step[1:]) > len(step) - 1
     step = step[:1] if silent else step
