@@ -396,7 +396,7 @@ def _prior_rows(found: Clustering) -> list[tuple[str, str, str]]:
     distance_K = (mixture.means_KD.double() - prior.mean_D).norm(dim=1).cpu().numpy()
     far = float(np.sqrt(np.trace(prior.mode_covariance_DD().cpu().numpy()) / prior.kappa))
     family = {"NIW": "Normal-Inverse-Wishart", "NIG": "Normal-Inverse-Gamma"}[type(prior).__name__]
-    fitted = ", ".join(prior.fitted)
+    fitted, dof = ", ".join(prior.fitted), mixture.tail_dof
     return [
         ("Family", family, f"fitted to the clusters: {fitted}" if fitted else "as set"),
         ("Clusters", f"about {expected:.0f} (alpha = {alpha:g})", str(found.num_clusters)),
@@ -410,6 +410,11 @@ def _prior_rows(found: Clustering) -> list[tuple[str, str, str]]:
             "Points the spread counts for",
             f"nu = {prior.nu:g}",
             f"sizes {_range(found.sizes_K[found.sizes_K > 0])}",
+        ),
+        (
+            "Tails",
+            "chosen by the data" if "tail_dof" in prior.fitted else "as set",
+            "Gaussian" if math.isinf(dof) else f"Student's t, {dof:g} degrees of freedom",
         ),
     ]
 

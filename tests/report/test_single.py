@@ -1,5 +1,6 @@
 """The page of one run: its numbers against the run's own, its sentences, and that it needs no other file."""
 
+import html
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -88,6 +89,22 @@ def test_the_numbers_are_those_of_the_clustering(
     text = page(found)
     for size in found.sizes_K:
         assert f"<td>{size}</td>" in text
+
+
+@pytest.mark.parametrize(
+    ("tail_dof", "said"),
+    [
+        (3.0, ("as set", "Student's t, 3 degrees")),
+        (np.inf, ("as set", "Gaussian")),
+        (None, ("chosen by the data", "(Gaussian|Student's t)")),
+    ],
+)
+def test_the_tails_are_named(
+    tail_dof: float | None, said: tuple[str, str], blobs: tuple[np.ndarray, np.ndarray]
+) -> None:
+    text = html.unescape(page(clustering(blobs[0], settings={"prior.tail_dof": tail_dof})))
+    chosen, tails = said
+    assert re.search(rf"Tails\s*</t[hd]>\s*<td[^>]*>\s*{chosen}\s*</td>\s*<td[^>]*>\s*{tails}", text)
 
 
 def test_moves_are_read_back_as_they_were_written(found: Clustering) -> None:
