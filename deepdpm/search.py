@@ -47,6 +47,8 @@ _KEPT = 0.5
 # One cluster is believed only if nothing in it was ever divided by a valley deeper than this, and so is any
 # step that the halves have no say in.
 _BLURRED = 0.5
+# And only if more than so much of what any finer step says is wrong: it cannot be wrong itself.
+_WRONG = 0.1
 # Of the entropy that a finer step has beyond a coarser one, more than so much has to be confirmed.
 _CONFIRMED = 0.3
 
@@ -127,7 +129,7 @@ def _believed(step: Sequence[Partition], settings: MoveSettings) -> Partition:
     """
     silent = 2 * sum(half.num_clusters == 1 for half in step[1:]) > len(step) - 1
     step = step[:1] if silent else step
-    best, finer, found = _worth(step, settings.caution), step[0], step[0]
+    best, finer, found = _worth(step, settings.caution), step, step
     for threshold in settings.valleys:
         if silent and threshold < _BLURRED:
             break
@@ -136,15 +138,37 @@ def _believed(step: Sequence[Partition], settings: MoveSettings) -> Partition:
             step, ended = _coarser(step, threshold, _least_entropies(step, best - settings.tolerance))
             if threshold < _BLURRED and all(partition.num_clusters == 1 for partition in step):
                 continue
+            if step[0].num_clusters == 1 and best >= -_WRONG and not silent:
+                continue
             score = _worth(step, settings.caution)
             if score > best:
-                best, finer, found = score, step[0], step[0]
+                best, finer, found = score, step, step
             # Among steps that nothing confirms, one that is nearly as wrong is not as good.
             elif best >= 0 and _suffices(
-                best - score, finer.entropy() - step[0].entropy(), settings.tolerance
+                best - score, finer[0].entropy() - step[0].entropy(), settings.tolerance
             ):
-                found = step[0]
-    return without_satellites(found)
+                found = step
+    return without_satellites(_typical(found, settings))
+
+
+def _typical(step: Sequence[Partition], settings: MoveSettings) -> Partition:
+    """The sample's partition of a step; or, where no half confirms it but each other, the best of theirs.
+
+    The best one agrees most with all others on the mean. So merges are undone that went one way in the sample
+    and another in most of its halves: six classes of soil became two, where the halves agreed on three.
+    """
+    if len(step) == 1:
+        return step[0]
+    labels = _labels_of(step)
+    scores = [
+        sum(_agree(one, other, settings.caution) for j, other in enumerate(labels) if j != i)
+        / (len(labels) - 1)
+        for i, one in enumerate(labels)
+    ]
+    best = max(range(len(scores)), key=scores.__getitem__)
+    if scores[0] > 0 or scores[best] <= settings.tolerance:
+        return step[0]
+    return expectation_maximisation(step[0].x_MD, labels[best], step[best].prior, 8)
 
 
 def _coarser(
@@ -209,20 +233,31 @@ def _agreement(partitions: Sequence[Partition], caution: float) -> float:
     up to log 2 nats for each of its points, if every partition cuts at the same place; it takes them away if
     more than one point in 25 (at caution 1.5) lies on different sides.
     """
-    x_MD = partitions[0].x_MD
-    labels = [partitions[0].labels_M]
-    labels += [half.mixture.log_joint_NK(x_MD).argmax(1) for half in partitions[1:]]
-    sizes = [partition.num_clusters for partition in partitions]
-    scores = []
-    for a, b in _pairs(len(labels)):
-        count_AB = torch.bincount(labels[a] * sizes[b] + labels[b], minlength=sizes[a] * sizes[b])
-        share_AB = count_AB.view(sizes[a], sizes[b]) / len(x_MD)
-        entropies = [
-            torch.special.entr(share).sum() for share in (share_AB, share_AB.sum(0), share_AB.sum(1))
-        ]
-        joint, of_b, of_a = (float(entropy) for entropy in entropies)
-        scores.append(of_a + of_b - joint - caution * (2 * joint - of_a - of_b))
+    labels = _labels_of(partitions)
+    scores = [_agree(labels[a], labels[b], caution) for a, b in _pairs(len(labels))]
     return sum(scores) / len(scores) if scores else 0.0
+
+
+def _labels_of(partitions: Sequence[Partition]) -> list[Tensor]:
+    """The labels (M,) that each partition, of the sample or a half, gives all points of the sample."""
+    x_MD = partitions[0].x_MD
+    halves = [half.mixture.log_joint_NK(x_MD).argmax(1) for half in partitions[1:]]
+    return [partitions[0].labels_M, *halves]
+
+
+def _agree(first_M: Tensor, second_M: Tensor, caution: float) -> float:
+    """`I(a; b) - caution * (H(a | b) + H(b | a))` of two labellings, in nats.
+
+    >>> round(_agree(torch.tensor([0, 0, 1, 1]), torch.tensor([1, 1, 0, 0]), 1.5), 4)
+    0.6931
+    """
+    sizes = int(first_M.max()) + 1, int(second_M.max()) + 1
+    count_AB = torch.bincount(first_M * sizes[1] + second_M, minlength=sizes[0] * sizes[1])
+    share_AB = count_AB.view(*sizes) / len(first_M)
+    joint, of_b, of_a = (
+        float(torch.special.entr(share).sum()) for share in (share_AB, share_AB.sum(0), share_AB.sum(1))
+    )
+    return of_a + of_b - joint - caution * (2 * joint - of_a - of_b)
 
 
 def _least_entropies(partitions: Sequence[Partition], score: float) -> list[float]:

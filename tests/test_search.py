@@ -27,7 +27,7 @@ from deepdpm.partition import (
     without_satellites,
 )
 from deepdpm.priors import NormalPrior, PriorSettings, fit_empirical_bayes
-from deepdpm.search import _agreement, _believed, _coarser, _suffices, _worth, revise, search
+from deepdpm.search import _agreement, _believed, _coarser, _suffices, _typical, _worth, revise, search
 from deepdpm.stats import SufficientStats, squared_spacing
 
 
@@ -43,8 +43,10 @@ def revised(x_MD: Tensor, labels_M: Tensor, prior: NormalPrior) -> tuple[Tensor,
     return revise(x_MD, labels_M, prior, MoveSettings(), torch.Generator())
 
 
-def blobs(num_clusters: int, num_dims: int, each: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Gaussians on a grid whose neighbours are 8 standard deviations apart."""
+def blobs(
+    num_clusters: int, num_dims: int, each: int, seed: int = 0, gap: float = 8.0
+) -> tuple[Tensor, Tensor]:
+    """Gaussians on a grid whose neighbours are so many standard deviations apart."""
     generator = torch.Generator().manual_seed(seed)
     labels_M = torch.arange(num_clusters).repeat_interleave(each)
     side = int(num_clusters**0.5 + 0.999)
@@ -52,7 +54,7 @@ def blobs(num_clusters: int, num_dims: int, each: int, seed: int = 0) -> tuple[T
     centres_KD[:, 0] = torch.arange(num_clusters) % side
     centres_KD[:, 1] = torch.arange(num_clusters) // side
     noise_MD = torch.randn(len(labels_M), num_dims, generator=generator)
-    return 8 * centres_KD[labels_M] + noise_MD, labels_M
+    return gap * centres_KD[labels_M] + noise_MD, labels_M
 
 
 @pytest.mark.parametrize(
@@ -422,3 +424,37 @@ def test_two_gaussians_that_overlap_do_not_stay_in_many_pieces(seed: int) -> Non
     assert best.num_clusters == 2
     assert evidence(best) >= evidence(whole)
     assert evidence(finest(best)) == evidence(best)
+
+
+def cut_in_two(x_MD: Tensor, shift: float) -> Partition:
+    """Two Gaussians that meet where the first coordinate is `shift`."""
+    labels_M = (x_MD[:, 0] > shift).long()
+    prior = PriorSettings().make(SufficientStats.from_weights(x_MD, torch.ones(len(x_MD), 1)))
+    means_KD = torch.tensor([[shift - 1, 0.0], [shift + 1, 0.0]]).double()
+    mixture = Mixture(torch.ones(2) / 2, means_KD, torch.eye(2).double().expand(2, 2, 2))
+    return Partition(x_MD, labels_M, mixture, prior, mixture.log_joint_NK(x_MD))
+
+
+def test_where_halves_agree_with_each_other_and_not_with_the_sample_one_of_theirs_is_taken() -> None:
+    x_MD = torch.rand(1000, 2, generator=torch.Generator().manual_seed(0))
+    alone, common, near = (cut_in_two(x_MD, shift) for shift in (0.1, 0.5, 0.51))
+    taken = _typical([alone, common, common, near, common], MoveSettings())
+    assert torch.equal(taken.x_MD, x_MD)
+    # EM goes on from the labels of the one that agrees most with the others.
+    expected = expectation_maximisation(x_MD, common.labels_M, common.prior, 8)
+    assert torch.equal(taken.labels_M, expected.labels_M)
+    # A sample's partition that halves confirm stays, though others agree more; so does one of which nobody
+    # knows better, and one without halves.
+    assert _typical([near, common, common, common, common], MoveSettings()) is near
+    scattered = [cut_in_two(x_MD, shift) for shift in (0.1, 0.3, 0.5, 0.7, 0.9)]
+    assert _typical(scattered, MoveSettings()) is scattered[0]
+    assert _typical([alone], MoveSettings()) is alone
+
+
+@pytest.mark.parametrize(("seed", "gap"), [(2, 3.0), (3, 3.0), (2, 3.1)])
+def test_gaussians_that_blur_into_each_other_do_not_end_as_one(seed: int, gap: float) -> None:
+    # No valley is deep, and the halves do not quite confirm the clusters (-.08 nats of 2).
+    x_MD, labels_M = blobs(9, 2, 300, seed, gap)
+    found_M, _ = found(x_MD)
+    assert 8 <= found_M.max() + 1 <= 9
+    assert evaluate(labels_M, found_M)["nmi"] > 0.6
