@@ -56,7 +56,11 @@ class AlternationSettings:
             summed over a batch: so it depends on the scale of the inputs. With an objective, noise or
             augmentation of its own in `model.features`, what the pretraining minimised takes its place.
         beta: weight of the distance of (transformed) codes to their centres.
-        regularization: "dist_loss" pulls codes to their centres; "cluster_loss" takes the cluster net's loss.
+        regularization: "dist_loss" pulls codes to their centres; "cluster_loss" takes the cluster net's loss;
+            "label_loss" teaches autoencoder and cluster net the labels of "pseudo_label", on inputs disturbed
+            as `model.features` says, by the points that their neighbours confirm.
+        confirmed_by: "label_loss": a point's label is taught if so many of its nearest codes, all of them,
+            have it too at the start of the phase; 0 teaches all. Compares each point with every other.
         cluster_assignments: a point's centre is the nearest ("min_dist"), the net's choice of the moment
             ("forward_pass"), or its choice at the start of the phase ("pseudo_label"): codes that are free to
             move can then not all run to one centre.
@@ -86,7 +90,8 @@ class AlternationSettings:
     ae_weight_decay: float = 0.0005
     lambda_: float = 0.005
     beta: float = 1.0
-    regularization: Literal["dist_loss", "cluster_loss"] = "dist_loss"
+    regularization: Literal["dist_loss", "cluster_loss", "label_loss"] = "dist_loss"
+    confirmed_by: int = 20
     cluster_assignments: Literal["min_dist", "forward_pass", "pseudo_label"] = "min_dist"
     update_clusters_params: Literal["none", "only_centers", "all_params", "all_params_w_prior"] = "none"
     init_cluster_net_using_centers: bool = True
@@ -95,9 +100,14 @@ class AlternationSettings:
     def __post_init__(self) -> None:
         check_choices(self, "alternation")
         least = {"number_of_alternations": 1, "train_cluster_net": 1, "ae_epochs": 0}
-        least |= {"retrain_last_ae_epochs": 0, "ae_batch_size": 2, "ae_weight_decay": 0}
+        least |= {"retrain_last_ae_epochs": 0, "ae_batch_size": 2, "ae_weight_decay": 0, "confirmed_by": 0}
         check_least(self, "alternation", least | {"lambda_": 0, "beta": 0})
         check_positive(self, "alternation", ("ae_lr",))
+        if self.regularization == "label_loss" and self.cluster_assignments != "pseudo_label":
+            raise ValueError(
+                "alternation.regularization=label_loss teaches the labels that points had at the start of a "
+                "phase: set alternation.cluster_assignments=pseudo_label."
+            )
 
     def spans(self, pretrain_epochs: int, ended: Mapping[int, int] = NONE_ENDED) -> Iterator[Span]:
         """Each phase's kind, alternation and length in epochs; `ended` are clusterings that ended sooner.

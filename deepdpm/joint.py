@@ -19,9 +19,10 @@ from deepdpm import objective, restart
 from deepdpm.alternation import AlternationSettings, Phase
 from deepdpm.autoencoder import build_autoencoder, features_loss, load_published_weights
 from deepdpm.kmeans import MOST_POINTS
+from deepdpm.losses import label_loss
 from deepdpm.module import DeepDPMModule, Plain
 from deepdpm.moves import MoveSettings
-from deepdpm.neighbours import Partners
+from deepdpm.neighbours import Partners, confirmed
 from deepdpm.pretraining import encode_rows
 from deepdpm.priors import PriorSettings
 from deepdpm.processes import average_gradients, share_from_first, sum_over_processes
@@ -75,6 +76,7 @@ class JointModule(DeepDPMModule):
         self._code_NL: Tensor | None = None
         self._partners: Partners | None = None
         self._counts_K = torch.empty(0)
+        self._teaches_N = torch.empty(0, dtype=torch.bool)
 
     # Phases ------------------------------------------------------------------------------------------------
 
@@ -121,11 +123,16 @@ class JointModule(DeepDPMModule):
         """Load the weights of the autoencoder; clusters start with the first clustering.
 
         Raises:
-            ValueError: weights that do not fit, or more starting clusters than points.
+            ValueError: weights that do not fit, or more starting clusters or neighbours than points.
         """
         num_points, init_k = len(self._train_points()), self.model.init_k
         if num_points < init_k:
             raise ValueError(f"model.init_k is {init_k}, but there are only {num_points} points: lower it.")
+        if self.alternation.regularization == "label_loss" and num_points <= self.alternation.confirmed_by:
+            raise ValueError(
+                f"alternation.confirmed_by is {self.alternation.confirmed_by}, but there are only "
+                f"{num_points} points: lower it."
+            )
         if self.model.features.weights is not None and self.trainer.ckpt_path is None:
             load_published_weights(self.autoencoder, self.model.features.weights)
         self._keep_from_ddp()
@@ -143,6 +150,8 @@ class JointModule(DeepDPMModule):
         if self.phase.kind == "pretrain":
             rate, decay = self.model.features.pretrain_lr, self.model.features.weight_decay
         parameters = [*self.autoencoder.parameters(), self.anchor]
+        if self.phase.kind == "features" and self.alternation.regularization == "label_loss":
+            parameters += self.cluster_net.parameters()
         return torch.optim.Adam(parameters, lr=rate, weight_decay=decay, fused=True)
 
     def on_train_start(self) -> None:
@@ -184,12 +193,19 @@ class JointModule(DeepDPMModule):
         if self.phase.kind == "features":
             self._counts_K = restart.first_counts(self.num_clusters).to(self.device)
             if self.alternation.cluster_assignments == "pseudo_label":
-                self.autoencoder.eval()
-                self.labels_N = self.assign(super()._train_points())[0]
-                self.autoencoder.train()
+                self._assign_all()
+            if self.alternation.regularization == "label_loss":
+                self._encode_all()
+                code_NE = self.transform(self._train_points())
+                self._teaches_N = confirmed(code_NE, self.labels_N, self.alternation.confirmed_by)
         self.trainer.strategy.setup_optimizers(self.trainer)
         if self.state is not None:
             self._share()
+
+    def _assign_all(self) -> None:
+        self.autoencoder.eval()
+        self.labels_N = self.assign(super()._train_points())[0]
+        self.autoencoder.train()
 
     def _restart_clusters(self) -> None:
         settings, device = self.alternation, self.device
@@ -270,7 +286,7 @@ class JointModule(DeepDPMModule):
         self._totals_3 += sums_3.to(self._totals_3)
 
     def _regularization(self, code_BE: Tensor, index_B: Tensor) -> Tensor:
-        """Distances of transformed codes (B, E) to their centres, or their cluster loss, summed."""
+        """Distances of transformed codes (B, E) to their centres, or their cluster or label loss, summed."""
         settings, mixture = self.alternation, self.clusters.mixture
         code = code_BE.detach()
         centre_KE = mixture.means_KD.to(code)
@@ -283,6 +299,9 @@ class JointModule(DeepDPMModule):
         self.labels_N[index_B] = z_B
         if settings.regularization == "dist_loss":
             total = (code_BE - centre_KE[z_B]).square().sum()
+        elif settings.regularization == "label_loss":
+            teaches_B = self._teaches_N[index_B]
+            total = label_loss(self.cluster_net.log_prob(code_BE[teaches_B]), z_B[teaches_B])
         else:
             target_BK = mixture.responsibilities_NK(code)
             log_r_BK = self.cluster_net.log_prob(code_BE)
@@ -322,6 +341,8 @@ class JointModule(DeepDPMModule):
         if self.phase.kind == "features":
             numbers["regularization_loss"] = regularization / max(count, 1.0)
             self._update_clusters()
+            if self.alternation.regularization == "label_loss" and self.phase.is_last_epoch:
+                self._assign_all()
         self.log_dict(numbers | {"num_clusters": float(self.num_clusters)}, sync_dist=True)
         return numbers | {"cluster_loss": None, "subcluster_loss": None}
 
@@ -346,7 +367,8 @@ class JointModule(DeepDPMModule):
         if self.state is None:
             saved = {"num_dims": self.num_dims, "labels_N": self.labels_N, "random": save_random_states()}
             saved |= {"generator": self.generator.get_state(), "coins": self.coins.get_state()}
-        return {**saved, "epoch": self.epoch, "ended": dict(self.ended), "counts_K": self._counts_K}
+        saved |= {"counts_K": self._counts_K, "teaches_N": self._teaches_N}
+        return {**saved, "epoch": self.epoch, "ended": dict(self.ended)}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Take over all that `get_extra_state` gave.
@@ -365,6 +387,7 @@ class JointModule(DeepDPMModule):
                 load_random_states(state["random"])
         self.epoch, self.ended = state["epoch"], dict(state["ended"])
         self._counts_K = state["counts_K"].to(self.device)
+        self._teaches_N = state["teaches_N"].to(self.device)
 
 
 def module_class(hyper_parameters: Plain) -> type[DeepDPMModule]:

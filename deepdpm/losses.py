@@ -14,6 +14,9 @@ from torch.nn import functional
 
 from deepdpm.nets import SUBCLUSTERS, ClusterBlocks
 
+# Of a point's label: so much is shared out among all clusters.
+_SMOOTHING = 0.1
+
 
 def kl_loss(log_r_BK: Tensor, target_BK: Tensor, eps: float = 1e-5) -> Tensor:
     """Mean divergence of the net's responsibilities from their target, both smoothed.
@@ -35,6 +38,19 @@ def kl_loss(log_r_BK: Tensor, target_BK: Tensor, eps: float = 1e-5) -> Tensor:
     r_BK = r_BK / r_BK.sum(1, keepdim=True)
     target_BK = target_BK / target_BK.sum(1, keepdim=True)
     return functional.kl_div(r_BK.log(), target_BK, reduction="batchmean")
+
+
+def label_loss(log_r_BK: Tensor, z_B: Tensor) -> Tensor:
+    """Cross entropy of smoothed labels and the net's responsibilities, summed over the points.
+
+    `-sum_i sum_k t_ik log r_ik` with `t_ik = .9 [k = z_i] + .1 / K` (Szegedy et al. 2016, section 7).
+
+    Shapes: log_r (B, K) log probabilities, labels z (B,), to a scalar; 0 for no points.
+
+    >>> round(label_loss(torch.tensor([[0.95, 0.05]]).log(), torch.tensor([0])).item(), 4)
+    0.1985
+    """
+    return functional.cross_entropy(log_r_BK, z_B, reduction="sum", label_smoothing=_SMOOTHING)
 
 
 def isotropic_loss(r_BK: Tensor, x_BD: Tensor, means_KD: Tensor) -> Tensor:

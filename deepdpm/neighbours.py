@@ -43,14 +43,32 @@ class Partners:
         return self.x_ND[place_B]
 
 
-def nearest_neighbours(x_ND: Tensor, num_neighbours: int) -> Tensor:
+def confirmed(x_ND: Tensor, labels_N: Tensor, num_neighbours: int) -> Tensor:
+    """Which points (N,) have the label (N,) that all their K nearest have.
+
+    Raises:
+        ValueError: not more points than neighbours.
+
+    >>> x_ND = torch.tensor([[0.0], [1.0], [3.0], [8.0], [9.0]])
+    >>> confirmed(x_ND, torch.tensor([0, 0, 1, 1, 1]), 1).tolist()
+    [True, True, False, True, True]
+    """
+    if num_neighbours == 0:
+        return torch.ones_like(labels_N, dtype=torch.bool)
+    neighbours_NK = nearest_neighbours(x_ND, num_neighbours, "alternation.confirmed_by")
+    return (labels_N[neighbours_NK] == labels_N[:, None]).all(1)
+
+
+def nearest_neighbours(
+    x_ND: Tensor, num_neighbours: int, setting: str = "model.features.neighbours"
+) -> Tensor:
     """The rows (N, K) of the K nearest other points of each point (N, D), by their first 50 principal axes.
 
     Every point is compared with every other, so the cost grows with N squared: 70,000 points take half a
     minute of one core. The result is where the points are.
 
     Raises:
-        ValueError: not more points than neighbours.
+        ValueError: not more points than neighbours, naming the setting that says how many.
 
     >>> nearest_neighbours(torch.tensor([[0.0], [1.0], [3.0]]), 1)[:, 0].tolist()
     [1, 0, 1]
@@ -58,10 +76,7 @@ def nearest_neighbours(x_ND: Tensor, num_neighbours: int) -> Tensor:
     points_ND = x_ND.cpu().numpy()
     num_points, num_dims = points_ND.shape
     if num_points <= num_neighbours:
-        raise ValueError(
-            f"model.features.neighbours is {num_neighbours}, but there are only {num_points} points: lower "
-            "it."
-        )
+        raise ValueError(f"{setting} is {num_neighbours}, but there are only {num_points} points: lower it.")
     if num_dims > MOST_AXES:
         axes = PCA(min(MOST_AXES, num_points - 1), svd_solver="randomized", random_state=0)
         # Of points that are all equal the shares of variance, which nobody asks for, are 0 / 0.

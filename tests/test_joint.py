@@ -14,7 +14,9 @@ from deepdpm import restart
 from deepdpm.autoencoder import DenseAutoencoder, contrast_loss, reconstruction_loss, save_weights
 from deepdpm.data import CodesDataModule, Dataset, make_samples
 from deepdpm.joint import JointModule
+from deepdpm.losses import label_loss
 from deepdpm.mixture import Mixture
+from deepdpm.neighbours import confirmed
 from deepdpm.pretraining import encode_rows
 from deepdpm.priors import NIW
 from deepdpm.state import ClusterState
@@ -30,6 +32,7 @@ FEATURES = {"kind": "dense", "hidden_dims": [8], "latent_dim": 2, "pretrain_epoc
 MODEL = {"features": FEATURES, "transform": "none", "init_k": 3}
 SHORT = {"number_of_alternations": 2, "train_cluster_net": 3, "ae_epochs": 2, "ae_batch_size": 32}
 # Moves in every clustering, by chance and by evidence: the states of all generators matter.
+LABELS = {"regularization": "label_loss", "cluster_assignments": "pseudo_label", "confirmed_by": 3}
 SCHEDULE = {"start_moves": 1, "moves_every": 1, "statistics": "net"}
 TOTAL = 2 + 3 + 2 + 3
 
@@ -115,12 +118,18 @@ def test_an_autoencoder_may_learn_in_16_bits() -> None:
         torch.testing.assert_close(weights[1][name], exact, atol=0.05, rtol=0)
 
 
-def test_any_epoch_goes_on_to_the_bit(tmp_path: Path) -> None:
-    whole = make()
+@pytest.mark.parametrize(
+    ("alternation", "epochs"),
+    [({}, (0, 1, 3, 4, 5, 6, 8)), (LABELS | {"retrain_last_ae_epochs": 2}, (5, 10))],
+)
+def test_any_epoch_goes_on_to_the_bit(
+    alternation: dict[str, Any], epochs: tuple[int, ...], tmp_path: Path
+) -> None:
+    whole = make(alternation)
     fit(whole, Recorder(tmp_path))
     # Within and at the end of each phase.
-    for epoch in (0, 1, 3, 4, 5, 6, 8):
-        rest = make()
+    for epoch in epochs:
+        rest = make(alternation)
         fit(rest, Recorder(), tmp_path / f"{epoch}.ckpt")
         assert not changed(dict(whole.named_parameters()), dict(rest.named_parameters()), "")
         assert torch.equal(whole.clusters.mixture.covariances_KDD, rest.clusters.mixture.covariances_KDD)
@@ -160,6 +169,8 @@ def test_a_clustering_that_rests_ends_its_phase_and_the_last_one_the_run() -> No
         ({"regularization": "cluster_loss"}, False),
         ({"cluster_assignments": "forward_pass"}, False),
         ({"cluster_assignments": "pseudo_label"}, False),
+        (LABELS, False),
+        (LABELS | {"update_clusters_params": "all_params_w_prior", "retrain_last_ae_epochs": 1}, True),
         ({"update_clusters_params": "only_centers"}, True),
         ({"update_clusters_params": "all_params"}, True),
         ({"update_clusters_params": "all_params_w_prior"}, True),
@@ -174,6 +185,51 @@ def test_options_of_the_features_phase(alternation: dict[str, Any], moves: bool)
     assert changed(recorder.weights[start - 1], recorder.weights[start], "autoencoder.")
     assert len(recorder.phases) == TOTAL + alternation.get("retrain_last_ae_epochs", 0)
     assert all(torch.isfinite(value).all() for value in recorder.weights[-1].values())
+
+
+def test_labels_teach_autoencoder_and_net_by_the_points_that_neighbours_confirm() -> None:
+    recorder = Recorder()
+    module = make(LABELS | {"retrain_last_ae_epochs": 2, "ae_lr": 0.02})
+    module.schedule = type(module.schedule)(start_moves=99)
+    fit(module, recorder)
+    assert recorder.phases[-2:] == ["features"] * 2
+    for part in ("autoencoder.", "cluster_net."):
+        assert changed(recorder.weights[-3], recorder.weights[-1], part)
+    # At the end of a phase labels are those of what was learned.
+    assert torch.equal(module.labels_N, module.eval().assign(points())[0])
+    module._teaches_N = teaches_N = torch.arange(len(points())) % 3 > 0
+    code_BE = module.transform(module.raw_codes(points())).detach().requires_grad_()
+    module._regularization(code_BE, torch.arange(len(code_BE))).backward()
+    assert code_BE.grad is not None
+    assert (code_BE.grad[~teaches_N] == 0).all()
+    assert (code_BE.grad[teaches_N].abs().sum(1) > 0).all()
+
+
+def test_neighbours_do_not_confirm_wrong_labels() -> None:
+    generator = torch.Generator().manual_seed(0)
+    true_N = torch.arange(1000) % 4
+    code_NE = 10 * torch.eye(4)[true_N] + torch.randn(1000, 4, generator=generator)
+    wrong_N = torch.rand(1000, generator=generator) < 0.02
+    labels_N = torch.where(wrong_N, (true_N + 1) % 4, true_N)
+    teaches_N = confirmed(code_NE, labels_N, 10)
+    assert not teaches_N[wrong_N].any()
+    assert teaches_N.float().mean() > 0.7
+    assert confirmed(code_NE, labels_N, 0).all()
+
+
+def test_the_label_loss_is_the_cross_entropy_of_smoothed_labels() -> None:
+    log_r_BK = torch.randn(7, 5, generator=torch.Generator().manual_seed(0)).log_softmax(1)
+    z_B = torch.arange(7) % 5
+    target_BK = 0.9 * torch.eye(5)[z_B] + 0.1 / 5
+    torch.testing.assert_close(label_loss(log_r_BK, z_B), -(target_BK * log_r_BK).sum())
+    assert label_loss(log_r_BK[:0], z_B[:0]) == 0
+
+
+def test_labels_that_change_on_the_way_are_not_taught() -> None:
+    with pytest.raises(ValueError, match="cluster_assignments=pseudo_label"):
+        make({"regularization": "label_loss"})
+    with pytest.raises(ValueError, match="confirmed_by is 500, but there are only 201 points"):
+        fit(make(LABELS | {"confirmed_by": 500}), Recorder())
 
 
 @pytest.mark.parametrize("centres", [True, False])
