@@ -152,10 +152,11 @@ def _believed(step: Sequence[Partition], settings: MoveSettings) -> Partition:
 
 
 def _typical(step: Sequence[Partition], settings: MoveSettings) -> Partition:
-    """The sample's partition of a step; or, where no half confirms it but each other, the best of theirs.
+    """The sample's partition of a step; or, where halves agree with each other and not with it, the best one.
 
-    The best one agrees most with all others on the mean. So merges are undone that went one way in the sample
-    and another in most of its halves: six classes of soil became two, where the halves agreed on three.
+    The best one agrees most with all others on the mean; the sample's has to come to half of that. So merges
+    are undone that went one way in the sample and another in most of its halves: six classes of soil became
+    two, where the halves agreed on three.
     """
     if len(step) == 1:
         return step[0]
@@ -166,7 +167,7 @@ def _typical(step: Sequence[Partition], settings: MoveSettings) -> Partition:
         for i, one in enumerate(labels)
     ]
     best = max(range(len(scores)), key=scores.__getitem__)
-    if scores[0] > 0 or scores[best] <= settings.tolerance:
+    if scores[0] >= scores[best] / 2 or scores[best] <= settings.tolerance:
         return step[0]
     return expectation_maximisation(step[0].x_MD, labels[best], step[best].prior, 8)
 
