@@ -48,17 +48,19 @@ class AlternationSettings:
         train_cluster_net: epochs of a clustering; one whose moves have come to rest ends sooner.
         ae_epochs: epochs of the autoencoder between two clusterings.
         retrain_last_ae_epochs: the same after the last clustering (the authors: 1). Codes change, the
-            clusters do not, so anything above 0 costs a little accuracy.
+            clusters do not, so anything above 0 costs a little accuracy; but for "label_loss", whose net
+            learns with the codes.
         ae_batch_size: rows in a step of the autoencoder; `trainer.batch_size` bounds it.
         ae_lr: learning rate of its Adam.
         ae_weight_decay: L2 penalty of its Adam.
         lambda_: weight of the reconstruction in `lambda sum ||x - xhat||^2 + beta / 2 sum ||code - mu_z||^2`,
             summed over a batch: so it depends on the scale of the inputs. With an objective, noise or
             augmentation of its own in `model.features`, what the pretraining minimised takes its place.
-        beta: weight of the distance of (transformed) codes to their centres.
+        beta: weight of the distance of (transformed) codes to their centres, or of the loss in its place.
         regularization: "dist_loss" pulls codes to their centres; "cluster_loss" takes the cluster net's loss;
             "label_loss" teaches autoencoder and cluster net the labels of "pseudo_label", on inputs disturbed
-            as `model.features` says, by the points that their neighbours confirm.
+            as `model.features` says, by the points that their neighbours confirm. The mixture follows the
+            codes only as `update_clusters_params` says.
         confirmed_by: "label_loss": a point's label is taught if so many of its nearest codes, all of them,
             have it too at the start of the phase; 0 teaches all. Compares each point with every other.
         cluster_assignments: a point's centre is the nearest ("min_dist"), the net's choice of the moment

@@ -22,13 +22,14 @@ from deepdpm.kmeans import MOST_POINTS
 from deepdpm.losses import label_loss
 from deepdpm.module import DeepDPMModule, Plain
 from deepdpm.moves import MoveSettings
-from deepdpm.neighbours import Partners, confirmed
+from deepdpm.neighbours import Partners, check_more_points, confirmed
 from deepdpm.pretraining import encode_rows
 from deepdpm.priors import PriorSettings
 from deepdpm.processes import average_gradients, share_from_first, sum_over_processes
 from deepdpm.settings import ModelSettings, OptimizerSettings, ScheduleSettings, from_plain, to_plain
 from deepdpm.state import Progress, generator_at, load_random_states, save_random_states
 from deepdpm.stats import SufficientStats, squared_spacing
+from deepdpm.structure import net_labels
 
 TRACE_COLUMNS = ("phase", "alternation", "reconstruction_loss", "regularization_loss")
 
@@ -128,11 +129,8 @@ class JointModule(DeepDPMModule):
         num_points, init_k = len(self._train_points()), self.model.init_k
         if num_points < init_k:
             raise ValueError(f"model.init_k is {init_k}, but there are only {num_points} points: lower it.")
-        if self.alternation.regularization == "label_loss" and num_points <= self.alternation.confirmed_by:
-            raise ValueError(
-                f"alternation.confirmed_by is {self.alternation.confirmed_by}, but there are only "
-                f"{num_points} points: lower it."
-            )
+        if self._teaches:
+            check_more_points(num_points, self.alternation.confirmed_by, "alternation.confirmed_by")
         if self.model.features.weights is not None and self.trainer.ckpt_path is None:
             load_published_weights(self.autoencoder, self.model.features.weights)
         self._keep_from_ddp()
@@ -150,7 +148,7 @@ class JointModule(DeepDPMModule):
         if self.phase.kind == "pretrain":
             rate, decay = self.model.features.pretrain_lr, self.model.features.weight_decay
         parameters = [*self.autoencoder.parameters(), self.anchor]
-        if self.phase.kind == "features" and self.alternation.regularization == "label_loss":
+        if self.phase.kind == "features" and self._teaches:
             parameters += self.cluster_net.parameters()
         return torch.optim.Adam(parameters, lr=rate, weight_decay=decay, fused=True)
 
@@ -193,19 +191,25 @@ class JointModule(DeepDPMModule):
         if self.phase.kind == "features":
             self._counts_K = restart.first_counts(self.num_clusters).to(self.device)
             if self.alternation.cluster_assignments == "pseudo_label":
-                self._assign_all()
-            if self.alternation.regularization == "label_loss":
-                self._encode_all()
-                code_NE = self.transform(self._train_points())
-                self._teaches_N = confirmed(code_NE, self.labels_N, self.alternation.confirmed_by)
+                code_NE = self._assign_all()
+                if self._teaches:
+                    self._teaches_N = confirmed(code_NE, self.labels_N, self.alternation.confirmed_by)
         self.trainer.strategy.setup_optimizers(self.trainer)
         if self.state is not None:
             self._share()
 
-    def _assign_all(self) -> None:
-        self.autoencoder.eval()
-        self.labels_N = self.assign(super()._train_points())[0]
-        self.autoencoder.train()
+    @property
+    def _teaches(self) -> bool:
+        """Whether features phases teach labels."""
+        return self.alternation.regularization == "label_loss"
+
+    def _assign_all(self) -> Tensor:
+        """Give each point the net's choice, by its transformed code (N, E), which is returned."""
+        self._encode_all()
+        code_NE = self.transform(self._train_points())
+        self._code_NL = None
+        self.labels_N = net_labels(self.cluster_net, code_NE)
+        return code_NE
 
     def _restart_clusters(self) -> None:
         settings, device = self.alternation, self.device
@@ -299,7 +303,7 @@ class JointModule(DeepDPMModule):
         self.labels_N[index_B] = z_B
         if settings.regularization == "dist_loss":
             total = (code_BE - centre_KE[z_B]).square().sum()
-        elif settings.regularization == "label_loss":
+        elif self._teaches:
             teaches_B = self._teaches_N[index_B]
             total = label_loss(self.cluster_net.log_prob(code_BE[teaches_B]), z_B[teaches_B])
         else:
@@ -341,7 +345,7 @@ class JointModule(DeepDPMModule):
         if self.phase.kind == "features":
             numbers["regularization_loss"] = regularization / max(count, 1.0)
             self._update_clusters()
-            if self.alternation.regularization == "label_loss" and self.phase.is_last_epoch:
+            if self._teaches and self.phase.is_last_epoch:
                 self._assign_all()
         self.log_dict(numbers | {"num_clusters": float(self.num_clusters)}, sync_dist=True)
         return numbers | {"cluster_loss": None, "subcluster_loss": None}

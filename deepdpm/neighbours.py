@@ -30,6 +30,7 @@ class Partners:
     """
 
     def __init__(self, x_ND: Tensor, num_neighbours: int) -> None:
+        check_more_points(len(x_ND), num_neighbours, "model.features.neighbours")
         self.x_ND = x_ND.flatten(1)
         self.neighbours_NK = nearest_neighbours(self.x_ND, num_neighbours)
 
@@ -43,11 +44,18 @@ class Partners:
         return self.x_ND[place_B]
 
 
-def confirmed(x_ND: Tensor, labels_N: Tensor, num_neighbours: int) -> Tensor:
-    """Which points (N,) have the label (N,) that all their K nearest have.
+def check_more_points(num_points: int, num_neighbours: int, setting: str) -> None:
+    """Refuse so many neighbours of each point, if there are no more points.
 
     Raises:
-        ValueError: not more points than neighbours.
+        ValueError: naming the setting.
+    """
+    if num_points <= num_neighbours:
+        raise ValueError(f"{setting} is {num_neighbours}, but there are only {num_points} points: lower it.")
+
+
+def confirmed(x_ND: Tensor, labels_N: Tensor, num_neighbours: int) -> Tensor:
+    """Which of the points (N, D) have the label (N,) that all their K nearest have, (N,); all, if K is 0.
 
     >>> x_ND = torch.tensor([[0.0], [1.0], [3.0], [8.0], [9.0]])
     >>> confirmed(x_ND, torch.tensor([0, 0, 1, 1, 1]), 1).tolist()
@@ -55,28 +63,22 @@ def confirmed(x_ND: Tensor, labels_N: Tensor, num_neighbours: int) -> Tensor:
     """
     if num_neighbours == 0:
         return torch.ones_like(labels_N, dtype=torch.bool)
-    neighbours_NK = nearest_neighbours(x_ND, num_neighbours, "alternation.confirmed_by")
+    neighbours_NK = nearest_neighbours(x_ND, num_neighbours)
     return (labels_N[neighbours_NK] == labels_N[:, None]).all(1)
 
 
-def nearest_neighbours(
-    x_ND: Tensor, num_neighbours: int, setting: str = "model.features.neighbours"
-) -> Tensor:
+def nearest_neighbours(x_ND: Tensor, num_neighbours: int) -> Tensor:
     """The rows (N, K) of the K nearest other points of each point (N, D), by their first 50 principal axes.
 
     Every point is compared with every other, so the cost grows with N squared: 70,000 points take half a
-    minute of one core. The result is where the points are.
-
-    Raises:
-        ValueError: not more points than neighbours, naming the setting that says how many.
+    minute of one core. The result is where the points are. There must be more points than neighbours.
 
     >>> nearest_neighbours(torch.tensor([[0.0], [1.0], [3.0]]), 1)[:, 0].tolist()
     [1, 0, 1]
     """
     points_ND = x_ND.cpu().numpy()
     num_points, num_dims = points_ND.shape
-    if num_points <= num_neighbours:
-        raise ValueError(f"{setting} is {num_neighbours}, but there are only {num_points} points: lower it.")
+    assert num_points > num_neighbours
     if num_dims > MOST_AXES:
         axes = PCA(min(MOST_AXES, num_points - 1), svd_solver="randomized", random_state=0)
         # Of points that are all equal the shares of variance, which nobody asks for, are 0 / 0.

@@ -213,10 +213,8 @@ def _tail_evidence(shared: _Shared) -> Tensor:
         return shared.weights_MS.new_zeros(())
     dof, num_dims = shared.mixture.tail_dof, shared.mixture.means_KD.shape[1]
     own = shared.weights_MS.double() * log_scale_evidence(shared.squares_MS.double(), num_dims, dof)
-    count_K, mass_K = (
-        shared.sums_K(shared.weights_MS),
-        shared.sums_K(shared.weights_MS * shared.precisions_MS),
-    )
+    count_K = shared.sums_K(shared.weights_MS)
+    mass_K = shared.sums_K(shared.weights_MS * shared.precisions_MS)
     inverse_K = torch.where(count_K > 0, mass_K / count_K, 1.0)
     scaled_K = -0.5 * (num_dims + dof) * inverse_K.log() - 0.5 * dof * (1 - inverse_K)
     return own.sum() + (count_K * scaled_K).sum()

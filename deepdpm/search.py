@@ -9,7 +9,7 @@
    itself (as Lange et al. 2004 ask, measured in nats), the mean over several ways to halve it. Gaussian
    clusters that overlap come back as they are and are not merged; the pieces into which evidence cuts a
    curved or heavy-tailed cluster do not. Where nothing is confirmed, what is wrong is weighed by all that a
-   step says.
+   step says. Where the halves agree on other clusters than the sample's, theirs are taken.
 4. Satellites, small clumps within the reach of a much larger cluster, are joined to it.
 
 Legend: M points, D dimensions, K clusters, P pairs.

@@ -31,8 +31,8 @@ pytestmark = [
 FEATURES = {"kind": "dense", "hidden_dims": [8], "latent_dim": 2, "pretrain_epochs": 2, "noise": 0.1}
 MODEL = {"features": FEATURES, "transform": "none", "init_k": 3}
 SHORT = {"number_of_alternations": 2, "train_cluster_net": 3, "ae_epochs": 2, "ae_batch_size": 32}
-# Moves in every clustering, by chance and by evidence: the states of all generators matter.
 LABELS = {"regularization": "label_loss", "cluster_assignments": "pseudo_label", "confirmed_by": 3}
+# Moves in every clustering, by chance and by evidence: the states of all generators matter.
 SCHEDULE = {"start_moves": 1, "moves_every": 1, "statistics": "net"}
 TOTAL = 2 + 3 + 2 + 3
 
