@@ -39,9 +39,10 @@ class FeaturesSettings:
     number for each. `objective` is what the encoder learns by: "reconstruction", or "contrast"
     (`contrast_loss`). `noise` is the standard deviation of the Gaussian noise added to the inputs while it
     learns; `augment` is the strength of the random shifts, turns and the like of images (`deepdpm.augment`),
-    which a reconstruction must undo and a contrast must overlook. `neighbours` is for a contrast: above 0 it
-    compares a copy of each point with one of another, to which a walk along so many nearest neighbours leads
-    (`deepdpm.neighbours`). `weights` is a weight file; with it nothing is pretrained.
+    which a reconstruction must undo and a contrast must overlook. With `neighbours` above 0 each point has a
+    partner, to which a walk along so many nearest neighbours leads (`deepdpm.neighbours`): it is what is to
+    be reconstructed, or what the second copy of a contrast is of. `weights` is a weight file; with it nothing
+    is pretrained.
 
     Raises:
         ValueError: a value out of range, naming the setting.
@@ -79,10 +80,6 @@ class FeaturesSettings:
             raise ValueError(
                 "model.features.objective=contrast compares disturbed copies of a point: set "
                 "model.features.augment (for images), noise or neighbours above 0."
-            )
-        if self.objective != "contrast" and self.neighbours > 0:
-            raise ValueError(
-                "model.features.neighbours is for model.features.objective=contrast: set it to 0, or say so."
             )
 
 
@@ -319,10 +316,10 @@ def features_loss(
     """Give the loss to minimise and the reconstruction loss, both summed over a batch, and its codes (B, L).
 
     Rows (B, D) are disturbed as the settings say: images moved, then Gaussian noise added; the codes are
-    those of disturbed rows. The clean rows are what is to be reconstructed. With `objective` "contrast" the
-    encoder learns by `contrast_loss` alone, and the decoder follows it; the second copies are of the partners
-    (B, D), where there are any. The generator lives on the CPU, so that the disturbance is the same on every
-    device.
+    those of disturbed rows. The clean rows are what is to be reconstructed, or those of the partners (B, D),
+    where there are any (generalized autoencoder, Wang et al. 2014). With `objective` "contrast" the encoder
+    learns by `contrast_loss` alone, of a copy of the rows and one of the partners, and the decoder follows.
+    The generator lives on the CPU, so that the disturbance is the same on every device.
 
     >>> settings = FeaturesSettings(kind="dense", noise=0.1)
     >>> model = DenseAutoencoder(4, (3,), 2)
@@ -341,12 +338,12 @@ def features_loss(
         return input_BD
 
     # Layers may work in 16 bits (Lightning's precision=bf16-mixed); losses and clusters do not.
+    other_BD = x_BD if partner_BD is None else partner_BD
     if settings.objective == "reconstruction":
         code_BL, reconstruction_BD = (output.to(x_BD) for output in model(disturbed(x_BD)))
-        loss = reconstruction_loss(x_BD, reconstruction_BD)
+        loss = reconstruction_loss(other_BD, reconstruction_BD)
         return loss, loss, code_BL
-    copied = (x_BD, x_BD if partner_BD is None else partner_BD)
-    code_BL, other_BL = (model.encode(disturbed(row_BD)).to(x_BD) for row_BD in copied)
+    code_BL, other_BL = (model.encode(disturbed(row_BD)).to(x_BD) for row_BD in (x_BD, other_BD))
     reconstruction = reconstruction_loss(x_BD, model.decode(code_BL.detach()))
     with torch.autocast(x_BD.device.type, enabled=False):
         return contrast_loss(code_BL, other_BL) + reconstruction, reconstruction, code_BL

@@ -85,7 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--neighbours",
         type=int,
         default=defaults.neighbours,
-        help="nearest neighbours that a contrast takes partners from",
+        help="nearest neighbours that a walk to a point's partner goes by; 0 for no partners",
     )
     autoencoder.add_argument("--epochs", type=int, default=defaults.pretrain_epochs)
     autoencoder.add_argument("--batch-size", type=int, default=defaults.pretrain_batch_size)

@@ -1,4 +1,4 @@
-"""Partners of points, for features by contrast: a point's is where a short walk along neighbours ends.
+"""Partners of points, for features that leave out what look-alikes differ in: where short walks end.
 
 Legend: N points, D dimensions, K neighbours of a point, B points in a batch, S steps.
 """

@@ -1,4 +1,4 @@
-"""Partners for a contrast: neighbours are the nearest, and walks keep to them."""
+"""Partners of points: neighbours are the nearest, and walks keep to them."""
 
 from __future__ import annotations
 
@@ -66,10 +66,19 @@ def test_a_contrast_takes_its_second_copies_from_the_partners(generator: torch.G
     torch.testing.assert_close(loss - reconstruction, expected)
 
 
+def test_a_reconstruction_is_of_the_partners(generator: torch.Generator) -> None:
+    x_BD, partner_BD = torch.randn(2, 16, 5, generator=generator)
+    model = DenseAutoencoder(5, (6,), 3).eval()
+    settings = FeaturesSettings(kind="dense", neighbours=2)
+    loss, reconstruction, code_BL = features_loss(model, x_BD, settings, partner_BD=partner_BD)
+    torch.testing.assert_close(code_BL, model.encode(x_BD))
+    expected = (partner_BD - model.decode(model.encode(x_BD))).square().sum()
+    torch.testing.assert_close(loss, expected)
+    assert loss == reconstruction
+
+
 def test_neighbours_that_cannot_be_are_refused() -> None:
     with pytest.raises(ValueError, match=r"neighbours is 3, but there are only 3 points"):
         Partners(torch.zeros(3, 2), 3)
-    with pytest.raises(ValueError, match=r"neighbours is for model\.features\.objective=contrast"):
-        FeaturesSettings(kind="dense", neighbours=3)
     with pytest.raises(ValueError, match=r"features\.neighbours"):
         FeaturesSettings(kind="dense", objective="contrast", augment=1, neighbours=-1)
