@@ -130,8 +130,8 @@ def subcluster_labels(
     >>> subcluster_labels(x_MD, labels_M, stats).tolist()
     [0, 0, 1, 0, 0, 1]
     """
-    axes_KD = torch.linalg.eigh(stats.scatter_KDD()).eigenvectors[:, :, -1]
-    offset_MD = x_MD.double() - stats.mean_KD()[labels_M]
+    axes_KD = torch.linalg.eigh(stats.scatter_KDD).eigenvectors[:, :, -1]
+    offset_MD = x_MD.double() - stats.mean_KD[labels_M]
     side_M = _cut_on_axis((offset_MD * axes_KD[labels_M]).sum(1), labels_M, stats.num_clusters)
     if in_full:
         side_M = _two_means(offset_MD, labels_M, side_M, stats.num_clusters)

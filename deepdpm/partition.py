@@ -311,7 +311,7 @@ def satellites(found: Partition, pairs_P2: Tensor) -> Tensor:
     Clusters that are merely small have radii like their neighbours'.
     """
     stats = found.stats
-    mean_KD, count_K = stats.mean_KD(), stats.count_K
+    mean_KD, count_K = stats.mean_KD, stats.count_K
     distance_M = (found.x_MD - mean_KD.to(found.x_MD)[found.labels_M]).norm(dim=1)
     by_distance_M = distance_M.argsort()
     order_M = by_distance_M[found.labels_M[by_distance_M].argsort(stable=True)]
@@ -336,7 +336,7 @@ def without_satellites(found: Partition) -> Partition:
         pairs_P2 = found.neighbours_P2[satellites(found, found.neighbours_P2)]
         if not len(pairs_P2):
             break
-        mean_KD = found.stats.mean_KD()
+        mean_KD = found.stats.mean_KD
         distance_P = (mean_KD[pairs_P2[:, 0]] - mean_KD[pairs_P2[:, 1]]).norm(dim=1)
         found = merged(found, pairs_P2, -distance_P, share=1.0)
     return found

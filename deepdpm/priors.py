@@ -118,13 +118,13 @@ class NormalPrior(ABC):
 
     def posterior_psi(self, stats: SufficientStats) -> Tensor:
         """`Psi* = Psi + S + kappa n / (kappa + n) (xbar - m)(xbar - m)^T` of K sets, with a leading K."""
-        offset_KD = stats.mean_KD() - self.mean_D
+        offset_KD = stats.mean_KD - self.mean_D
         shrink_K = self.kappa * stats.count_K / (self.kappa + stats.count_K)
         return self.psi + self.scatter(stats) + self._outer(offset_KD * shrink_K.sqrt()[:, None])
 
     def scatter(self, stats: SufficientStats) -> Tensor:
         """`S + n diag(noise)` of K sets in the form of Psi, with a leading K."""
-        scatter_KDD = stats.scatter_KDD()
+        scatter_KDD = stats.scatter_KDD.clone()
         scatter_KDD.diagonal(dim1=-2, dim2=-1).add_(self.noise * stats.count_K[:, None])
         return self._psi_of(scatter_KDD)
 
@@ -158,7 +158,7 @@ class NormalPrior(ABC):
         occupied_K = stats.count_K > 0
         spread = self._matrices(self.scatter(stats)) / stats.count_K.clamp_min(1e-300)[:, None, None]
         spread = spread + floor * torch.eye(self.num_dims, dtype=spread.dtype, device=spread.device)
-        means_KD = torch.where(occupied_K[:, None], stats.mean_KD(), self.mean_D)
+        means_KD = torch.where(occupied_K[:, None], stats.mean_KD, self.mean_D)
         return means_KD, torch.where(occupied_K[:, None, None], spread, self.mode_covariance_DD())
 
     def mode_covariance_DD(self) -> Tensor:
@@ -306,11 +306,12 @@ def fit_empirical_bayes(prior: NormalPrior, stats: SufficientStats, iters: int =
     stats = stats[stats.count_K >= 2]
     if not prior.fitted or stats.num_clusters == 0:
         return prior
+    floor = _floor(prior, stats.total())
     if "psi" in prior.fitted:
-        prior = _better_start(prior, stats)
+        prior = _better_start(prior, stats, floor)
     for _ in range(iters):
         if "psi" in prior.fitted:
-            prior = _fit_psi(_fit_psi(prior, stats), stats)
+            prior = _fit_psi(_fit_psi(prior, stats, floor), stats, floor)
         if "nu" in prior.fitted:
             prior = _fit_nu(prior, stats)
         if "kappa" in prior.fitted:
@@ -318,27 +319,26 @@ def fit_empirical_bayes(prior: NormalPrior, stats: SufficientStats, iters: int =
     return prior
 
 
-def _floored(prior: NormalPrior, psi: Tensor, stats: SufficientStats) -> Tensor:
-    """Psi with a little of the mean total variance on its diagonal, so that no direction is without width."""
-    total = stats.total()
-    variance = (total.scatter_KDD()[0] / total.count_K).diagonal().mean()
+def _floor(prior: NormalPrior, total: SufficientStats) -> Tensor:
+    """What is added to Psi, so that no direction is without width: a little of the mean variance."""
+    variance = (total.scatter_KDD[0] / total.count_K).diagonal().mean()
     floor = _RELATIVE_FLOOR * torch.where(variance > 0, variance, torch.ones_like(variance))
-    return psi + floor * prior._psi_of(torch.eye(prior.num_dims, dtype=psi.dtype, device=psi.device))
+    return floor * prior._psi_of(torch.eye(prior.num_dims, dtype=floor.dtype, device=floor.device))
 
 
-def _better_start(prior: NormalPrior, stats: SufficientStats) -> NormalPrior:
+def _better_start(prior: NormalPrior, stats: SufficientStats, floor: Tensor) -> NormalPrior:
     # From a Psi of the wrong size the fixed point moves slowly where sets are small: offer it the pooled
     # covariance within the sets.
     within = prior.scatter(stats).sum(0) / stats.count_K.sum()
-    pooled = replace(prior, psi=_floored(prior, prior.nu * within, stats))
+    pooled = replace(prior, psi=prior.nu * within + floor)
     return pooled if pooled.log_marginal(stats).sum() > prior.log_marginal(stats).sum() else prior
 
 
-def _fit_psi(prior: NormalPrior, stats: SufficientStats) -> NormalPrior:
+def _fit_psi(prior: NormalPrior, stats: SufficientStats, floor: Tensor) -> NormalPrior:
     inverse = prior._inverse(prior.posterior_psi(stats))
     nu_K = (prior.nu + stats.count_K).view(-1, *[1] * (inverse.ndim - 1))
     psi = prior.nu * stats.num_clusters * prior._inverse((nu_K * inverse).sum(0))
-    return replace(prior, psi=_floored(prior, (psi + psi.mT) / 2 if psi.ndim == 2 else psi, stats))
+    return replace(prior, psi=((psi + psi.mT) / 2 if psi.ndim == 2 else psi) + floor)
 
 
 def _fit_nu(prior: NormalPrior, stats: SufficientStats) -> NormalPrior:
@@ -357,7 +357,7 @@ def _fit_kappa(prior: NormalPrior, stats: SufficientStats) -> NormalPrior:
     kappa_G = torch.tensor(_KAPPAS, dtype=torch.float64, device=prior.psi.device)[:, None]
     shrink_GK = kappa_G * stats.count_K / (kappa_G + stats.count_K)
     base = prior.psi + prior.scatter(stats)
-    log_dets_GK = prior._log_dets_of_kappa(base, stats.mean_KD() - prior.mean_D, shrink_GK)
+    log_dets_GK = prior._log_dets_of_kappa(base, stats.mean_KD - prior.mean_D, shrink_GK)
     evidence_GK = prior._log_marginal(
         stats.count_K, prior.nu, kappa_G, prior._log_det(prior.psi), log_dets_GK
     )
@@ -452,7 +452,7 @@ class PriorSettings:
         eye_DD = torch.eye(num_dims, dtype=torch.float64, device=total.count_K.device)
         family = NIW if self.kind == "niw" else NIG
         prior: NormalPrior = family(
-            mean_D=total.mean_KD()[0],
+            mean_D=total.mean_KD[0],
             kappa=1e-4 if self.kappa is None else float(self.kappa),
             nu=nu,
             psi=eye_DD if self.kind == "niw" else eye_DD.diagonal(),
@@ -463,9 +463,9 @@ class PriorSettings:
             noise=self.noise * squared_spacing,
             tail_dof=math.inf if self.tail_dof is None else float(self.tail_dof),
         )
-        covariance_DD = total.scatter_KDD()[0] / total.count_K.clamp_min(1)
+        covariance_DD = total.scatter_KDD[0] / total.count_K.clamp_min(1)
         if empirical:
-            return replace(prior, psi=_floored(prior, nu * prior._psi_of(covariance_DD), total))
+            return replace(prior, psi=nu * prior._psi_of(covariance_DD) + _floor(prior, total))
         steps = max(1.0, earlier_clusterings * self.sigma_scale_step) if earlier_clusterings else 1.0
         psi_DD = self._scale_DD(covariance_DD) / steps
         return replace(prior, psi=prior._psi_of(psi_DD) * (1.0 if self.kind == "niw" else nu))

@@ -43,7 +43,7 @@ def valley_ratios(
     >>> x_ND = torch.cat([torch.randn(500, 2), torch.randn(500, 2) + 8])
     >>> labels_N = torch.arange(1000) // 500
     >>> stats = SufficientStats.from_labels(x_ND, labels_N, 2)
-    >>> mixture = Mixture(torch.ones(2) / 2, stats.mean_KD(), stats.scatter_KDD() / 500)
+    >>> mixture = Mixture(torch.ones(2) / 2, stats.mean_KD, stats.scatter_KDD / 500)
     >>> bool(valley_ratios(x_ND, labels_N, stats, mixture, torch.tensor([[0, 1]])).item() < 0.1)
     True
     """
@@ -84,7 +84,7 @@ class _Clusters:
 
     @classmethod
     def of(cls, x_ND: Tensor, labels_N: Tensor, stats: SufficientStats, mixture: Mixture) -> _Clusters:
-        mean_KD, count_K = stats.mean_KD(), stats.count_K.clamp_min(1)
+        mean_KD, count_K = stats.mean_KD, stats.count_K.clamp_min(1)
         index_T, first_K, taken_K = _thinned(labels_N, stats.num_clusters)
         points_TD = (x_ND[index_T].double() - mean_KD[labels_N[index_T]]).float()
         weighted_KDD = count_K[:, None, None] * mixture.covariances_KDD.double()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ class SufficientStats:
 
     >>> x_ND = torch.tensor([[0.0, 1.0], [2.0, 1.0], [5.0, 5.0]])
     >>> stats = SufficientStats.from_labels(x_ND, torch.tensor([0, 0, 1]), num_clusters=2)
-    >>> stats.count_K.tolist(), stats.mean_KD().tolist()
+    >>> stats.count_K.tolist(), stats.mean_KD.tolist()
     ([2.0, 1.0], [[1.0, 1.0], [5.0, 5.0]])
     """
 
@@ -177,13 +178,15 @@ class SufficientStats:
             torch.cat([part.outer_KDD for part in parts]),
         )
 
+    @cached_property
     def mean_KD(self) -> Tensor:
         """Means (K, D); zero for an empty set."""
         return self.sum_KD / self.count_K.clamp_min(torch.finfo(torch.float64).tiny)[:, None]
 
+    @cached_property
     def scatter_KDD(self) -> Tensor:
         """Scatter about the mean, `sum (x - xbar)(x - xbar)^T` (K, D, D), symmetric."""
-        mean_KD = self.mean_KD()
+        mean_KD = self.mean_KD
         scatter_KDD = self.outer_KDD - self.count_K[:, None, None] * mean_KD[:, :, None] * mean_KD[:, None, :]
         return (scatter_KDD + scatter_KDD.mT) / 2
 

@@ -312,8 +312,8 @@ def test_centres_follow_a_transform_that_is_fitted_anew() -> None:
 def test_with_a_fixed_scale_the_prior_comes_from_the_centres() -> None:
     centres_KE = torch.tensor([[0.0, 0.0], [4.0, 2.0]]).double()
     total = restart.as_one_set(centres_KE)
-    assert total.mean_KD().tolist() == [[2.0, 1.0]]
-    prior = NIW(total.mean_KD()[0], 1e-4, 4.0, 0.5 * torch.eye(2).double())
+    assert total.mean_KD.tolist() == [[2.0, 1.0]]
+    prior = NIW(total.mean_KD[0], 1e-4, 4.0, 0.5 * torch.eye(2).double())
     x_ME = torch.tensor([[0.1, 0.0], [3.0, 2.0], [-1.0, 0.0]])
     _, mixture, labels_M = restart.from_centres(prior, centres_KE, x_ME, 1.0)
     assert labels_M.tolist() == [0, 1, 0]

@@ -200,7 +200,7 @@ def test_what_the_user_sets_stays() -> None:
 
 def test_scales_of_psi() -> None:
     stats = clusters()
-    std_D = (stats.total().scatter_KDD()[0] / stats.total().count_K).diagonal().sqrt()
+    std_D = (stats.total().scatter_KDD[0] / stats.total().count_K).diagonal().sqrt()
     eye = torch.eye(D).double()
     total = stats.total()
     torch.testing.assert_close(PriorSettings(scale="isotropic", sigma_scale=0.05).make(total).psi, 0.05 * eye)

@@ -17,8 +17,8 @@ from deepdpm.stats import SufficientStats
 def ratio_of_two(x_ND: torch.Tensor, labels_N: torch.Tensor) -> float:
     stats = SufficientStats.from_labels(x_ND, labels_N, 2)
     num_dims = x_ND.shape[1]
-    covariances = stats.scatter_KDD() / stats.count_K[:, None, None] + 1e-6 * torch.eye(num_dims).double()
-    mixture = Mixture(stats.count_K / stats.count_K.sum(), stats.mean_KD(), covariances)
+    covariances = stats.scatter_KDD / stats.count_K[:, None, None] + 1e-6 * torch.eye(num_dims).double()
+    mixture = Mixture(stats.count_K / stats.count_K.sum(), stats.mean_KD, covariances)
     return valley_ratios(x_ND, labels_N, stats, mixture, torch.tensor([[0, 1]])).item()
 
 
@@ -56,9 +56,9 @@ def test_few_points_in_many_dimensions_are_not_taken_for_apart() -> None:
     labels_N[:15], labels_N[15:30] = 0, 1
     stats = SufficientStats.from_labels(x_ND, labels_N, 4)
     covariances = (
-        stats.scatter_KDD() / stats.count_K.clamp_min(1)[:, None, None] + 0.1 * torch.eye(20).double()
+        stats.scatter_KDD / stats.count_K.clamp_min(1)[:, None, None] + 0.1 * torch.eye(20).double()
     )
-    mixture = Mixture(torch.ones(4) / 4, stats.mean_KD(), covariances)
+    mixture = Mixture(torch.ones(4) / 4, stats.mean_KD, covariances)
     assert valley_ratios(x_ND, labels_N, stats, mixture, torch.tensor([[0, 1]])).item() > 0.6
 
 
@@ -73,7 +73,7 @@ def test_both_orders_of_a_pair_agree_and_no_pair_gives_nothing() -> None:
     x_ND, labels_N = two_gaussians(3.2, num_points=2000)
     assert ratio_of_two(x_ND, 1 - labels_N) == pytest.approx(ratio_of_two(x_ND, labels_N), abs=0.03)
     stats = SufficientStats.from_labels(x_ND, labels_N, 2)
-    mixture = Mixture(torch.ones(2) / 2, stats.mean_KD(), stats.scatter_KDD() / 1000)
+    mixture = Mixture(torch.ones(2) / 2, stats.mean_KD, stats.scatter_KDD / 1000)
     assert valley_ratios(x_ND, labels_N, stats, mixture, torch.zeros(0, 2, dtype=torch.long)).shape == (0,)
 
 
@@ -88,8 +88,8 @@ def test_a_pair_has_its_valley_whatever_pairs_are_asked_for_with_it(monkeypatch:
     labels_N = torch.arange(6).repeat_interleave(torch.tensor([1500, 3, 40, 700, 9, 200]))
     x_ND = torch.randn(len(labels_N), 3, generator=coins) + 2.0 * torch.randn(6, 3, generator=coins)[labels_N]
     stats = SufficientStats.from_labels(x_ND, labels_N, 6)
-    covariances = stats.scatter_KDD() / stats.count_K[:, None, None] + 0.1 * torch.eye(3).double()
-    mixture = Mixture(stats.count_K / stats.count_K.sum(), stats.mean_KD(), covariances)
+    covariances = stats.scatter_KDD / stats.count_K[:, None, None] + 0.1 * torch.eye(3).double()
+    mixture = Mixture(stats.count_K / stats.count_K.sum(), stats.mean_KD, covariances)
     pairs_P2 = torch.combinations(torch.arange(6), 2)
     together_P = valley_ratios(x_ND, labels_N, stats, mixture, pairs_P2)
     alone_P = torch.cat(

@@ -77,9 +77,9 @@ def test_a_split_then_a_merge_restores_the_statistics(x_ND: Tensor, labels_N: Te
 
 def test_scatter_is_about_the_mean(x_ND: Tensor) -> None:
     stats = SufficientStats.from_labels(x_ND, torch.zeros(N, dtype=torch.long), 1)
-    torch.testing.assert_close(stats.scatter_KDD()[0] / (N - 1), torch.cov(x_ND.double().T))
-    torch.testing.assert_close(stats.mean_KD()[0], x_ND.double().mean(0))
-    assert SufficientStats.zeros(2, D).scatter_KDD().abs().max() == 0
+    torch.testing.assert_close(stats.scatter_KDD[0] / (N - 1), torch.cov(x_ND.double().T))
+    torch.testing.assert_close(stats.mean_KD[0], x_ND.double().mean(0))
+    assert SufficientStats.zeros(2, D).scatter_KDD.abs().max() == 0
 
 
 def test_jitter_goes_only_where_a_factor_fails() -> None:
