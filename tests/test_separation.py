@@ -55,9 +55,7 @@ def test_few_points_in_many_dimensions_are_not_taken_for_apart() -> None:
     labels_N = 2 + (torch.arange(400) >= 30).long()
     labels_N[:15], labels_N[15:30] = 0, 1
     stats = SufficientStats.from_labels(x_ND, labels_N, 4)
-    covariances = (
-        stats.scatter_KDD / stats.count_K.clamp_min(1)[:, None, None] + 0.1 * torch.eye(20).double()
-    )
+    covariances = stats.scatter_KDD / stats.count_K.clamp_min(1)[:, None, None] + 0.1 * torch.eye(20).double()
     mixture = Mixture(torch.ones(4) / 4, stats.mean_KD, covariances)
     assert valley_ratios(x_ND, labels_N, stats, mixture, torch.tensor([[0, 1]])).item() > 0.6
 
