@@ -38,7 +38,7 @@ class MoveSettings:
             one, and at most .3 of what it leaves unsaid.
         halvings: "search": so often the sample is cut in halves anew, and the mean decides; half as often
             with each doubling.
-        min_half: "search": halves of fewer points are not tried; then the last step of merging counts.
+        min_half: "search": halves of fewer points are not tried; then the evidence decides.
         clear_valley: "search": later steps split a cluster if the valley between its halves is lower.
         min_points: "published": both halves of a split need more points than this.
         neighbours: "published": merges are offered to each centre with so many of its nearest.

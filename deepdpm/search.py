@@ -9,7 +9,8 @@
    itself (as Lange et al. 2004 ask, measured in nats), the mean over several ways to halve it. Gaussian
    clusters that overlap come back as they are and are not merged; the pieces into which evidence cuts a
    curved or heavy-tailed cluster do not. Where nothing is confirmed, what is wrong is weighed by all that a
-   step says. Where the halves agree on other clusters than the sample's, theirs are taken.
+   step says. Where the halves agree on other clusters than the sample's, theirs are taken. Where they have
+   too few points to say anything, the evidence decides.
 4. Satellites, small clumps within the reach of a much larger cluster, are joined to it.
 
 Legend: M points, D dimensions, K clusters, P pairs.
@@ -31,6 +32,7 @@ from deepdpm.moves import MoveSettings, split_log_ratios
 from deepdpm.partition import (
     Partition,
     coarsened,
+    evidence,
     expectation_maximisation,
     finest,
     merged_by_evidence,
@@ -49,6 +51,10 @@ _KEPT = 0.5
 _BLURRED = 0.5
 # And only if more than so much of what any finer step says is wrong: it cannot be wrong itself.
 _WRONG = 0.1
+# A half that pays for no more than this share of the sample's clusters has no say in which of them are right.
+_KNOWN = 1 / 3
+# Where the evidence speaks alone, a coarser step may lose so many nats of it a point.
+_SPARED = 0.03
 # Of the entropy that a finer step has beyond a coarser one, more than so much has to be confirmed.
 _CONFIRMED = 0.3
 
@@ -124,30 +130,31 @@ def _rows(x_MD: Tensor, settings: MoveSettings, generator: torch.Generator) -> l
 def _believed(step: Sequence[Partition], settings: MoveSettings) -> Partition:
     """The step of merging that the halves confirm, from the finest on: the sample's partition of it.
 
-    Halves are silent where most of them have too few points to pay for more than one cluster: they cannot say
-    which step is right, and merging ends before valleys are deep.
+    Halves are silent where most of them have too few points to pay for more than a third of the sample's
+    clusters, or for more than one: they cannot say which step is right. Then the evidence speaks, and merging
+    ends before valleys are deep.
     """
-    silent = 2 * sum(half.num_clusters == 1 for half in step[1:]) > len(step) - 1
-    step = step[:1] if silent else step
+    known = max(1, int(_KNOWN * step[0].num_clusters))
+    alone = 2 * sum(half.num_clusters <= known for half in step[1:]) >= len(step) - 1
+    step, tolerance = (step[:1], _SPARED) if alone else (step, settings.tolerance)
     best, finer, found = _worth(step, settings.caution), step, step
     for threshold in settings.valleys:
-        if silent and threshold < _BLURRED:
+        if alone and threshold < _BLURRED:
             break
         ended = False
         while not ended:
-            step, ended = _coarser(step, threshold, _least_entropies(step, best - settings.tolerance))
+            step, ended = _coarser(step, threshold, _least_entropies(step, best - tolerance))
             if threshold < _BLURRED and all(partition.num_clusters == 1 for partition in step):
                 continue
-            if step[0].num_clusters == 1 and best >= -_WRONG and not silent:
+            if step[0].num_clusters == 1 and best >= -_WRONG and not alone:
                 continue
             score = _worth(step, settings.caution)
             if score > best:
                 best, finer, found = score, step, step
             # Among steps that nothing confirms, one that is nearly as wrong is not as good.
-            elif best >= 0 and _suffices(
-                best - score, finer[0].entropy() - step[0].entropy(), settings.tolerance
-            ):
-                found = step
+            elif alone or best >= 0:
+                unsaid = finer[0].entropy() - step[0].entropy()
+                found = step if _suffices(best - score, unsaid, tolerance) else found
     return without_satellites(_typical(found, settings))
 
 
@@ -196,7 +203,7 @@ def _suffices(lost: float, unsaid: float, tolerance: float) -> bool:
 
     `lost` is a difference of what two steps are worth (`_worth`: nats, unless nothing is confirmed), `unsaid`
     one of entropies in nats. True clusters that a coarser step joins lose nearly all that it leaves unsaid;
-    pieces of a curved one, noise and dents lose little, or gain. Without halves nothing is lost.
+    pieces of a curved one, noise and dents lose little, or gain.
 
     >>> _suffices(0.05, 0.3, 0.1), _suffices(0.01, 0.012, 0.1), _suffices(0.6, 2.9, 0.1)
     (True, False, False)
@@ -208,7 +215,10 @@ def _worth(step: Sequence[Partition], caution: float) -> float:
     """The agreement of a step in nats; if it is negative, the part of what the step says that is wrong.
 
     Steps that nothing confirms are near 0 nats merely by saying little: one large cluster and two crumbs.
+    Of a sample alone, without halves, it is the log evidence of a point.
     """
+    if len(step) == 1:
+        return evidence(step[0]) / len(step[0].x_MD)
     score = _agreement(step, caution)
     if score >= 0:
         return score

@@ -6,6 +6,7 @@ import itertools
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -316,7 +317,7 @@ def test_a_finer_step_has_to_be_confirmed_for_what_it_adds() -> None:
     assert not _suffices(0.15, 0.2, 0.2)
     # Forty clusters against four, most of them confirmed: the coarser one hides what is known.
     assert not _suffices(0.6, 2.9, 0.1)
-    # Without halves nothing is lost, though EM may raise the entropy of the labels.
+    # EM may raise the entropy of the labels.
     assert _suffices(0.0, -0.01, 0.1)
     assert not _suffices(0.001, -0.01, 0.1)
 
@@ -331,16 +332,59 @@ def test_clusters_divided_by_a_deep_valley_do_not_end_as_one(distance: float, ex
     assert found_M.max() + 1 == expected
 
 
-def test_silent_halves_do_not_let_a_chain_of_clusters_become_one() -> None:
-    labels_M = torch.arange(5).repeat_interleave(400)
-    place_K = torch.tensor([0.0, 3.8, 7.6, 11.4, 40.0])
-    x_MD = torch.randn(2000, 2, generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("known", [1, 2, 3])
+def test_the_evidence_speaks_where_halves_know_a_third_of_the_clusters(known: int) -> None:
+    labels_M = torch.arange(6).repeat_interleave(400)
+    place_K = torch.tensor([0.0, 3.4, 6.8, 10.2, 13.6, 40.0])
+    x_MD = torch.randn(2400, 2, generator=torch.Generator().manual_seed(0))
     x_MD[:, 0] += place_K[labels_M]
-    prior = PriorSettings().make(SufficientStats.from_weights(x_MD, torch.ones(2000, 1)))
+    prior = PriorSettings().make(SufficientStats.from_weights(x_MD, torch.ones(2400, 1)))
     whole = expectation_maximisation(x_MD, labels_M, prior, 2)
-    half = expectation_maximisation(x_MD[::2], torch.zeros(1000).long(), prior, 1)
-    assert _believed([whole, half, half], MoveSettings()).num_clusters == 5
-    assert _believed([whole], MoveSettings()).num_clusters == 2
+    half = expectation_maximisation(
+        x_MD[::2], (labels_M[::2] * known).div(6, rounding_mode="floor"), prior, 1
+    )
+    asked: list[int] = []
+    score = search_module._worth
+
+    def worth(step: Any, caution: float) -> float:
+        asked.append(len(step))
+        return score(step, caution)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search_module, "_worth", worth)
+        believed = _believed([whole, half, half], MoveSettings())
+    assert set(asked) == ({1} if known <= 2 else {3})
+    assert known == 3 or believed.num_clusters >= 5
+
+
+def test_the_evidence_of_a_point_is_the_worth_of_a_sample_alone() -> None:
+    x_MD, labels_M = blobs(2, 2, 200)
+    prior = PriorSettings().make(SufficientStats.from_weights(x_MD, torch.ones(400, 1)))
+    two = expectation_maximisation(x_MD, labels_M, prior, 2)
+    one = expectation_maximisation(x_MD, torch.zeros(400).long(), prior, 2)
+    assert _worth([two], 1.5) == evidence(two) / 400 > _worth([one], 1.5)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_clusters_of_few_points_that_their_halves_cannot_pay_for_stay(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    centres_KD = 1.25 * generator.standard_normal((20, 10))
+    points = (centres_KD[:, None] + generator.standard_normal((20, 30, 10))).reshape(600, 10)
+    x_MD = torch.from_numpy(points).float()
+    total = SufficientStats.from_labels(x_MD, torch.zeros(600).long(), 1)
+    prior = PriorSettings().make(total, squared_spacing=squared_spacing(x_MD))
+    coins = torch.Generator().manual_seed(0)
+    _, found_M, _ = search(lambda _: x_MD, 600, prior, MoveSettings(), coins)
+    assert evaluate(np.arange(20).repeat(30), found_M)["nmi"] > 0.5
+
+
+@pytest.mark.parametrize("tails", [4.0, math.inf])
+def test_one_cluster_of_few_points_stays_one(tails: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x_MD = torch.randn(400, 20, generator=generator)
+    if tails < math.inf:
+        x_MD /= torch.randn(400, int(tails), generator=generator).square().mean(1, keepdim=True).sqrt()
+    assert found(x_MD)[0].max() == 0
 
 
 @pytest.mark.parametrize(("best", "expected"), [(1.0, 2), (-1.0, 5)])
