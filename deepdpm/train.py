@@ -197,6 +197,12 @@ class _Job:
             self._note_progress(trace, trainer)
         if stop.signum is not None:
             raise Stopped(stop.signum, self.record)
+        if module.state is None:
+            save_checkpoint(trainer, last)
+            raise ValueError(
+                f"the run ended with epoch {len(trace.rows) - 1}, within the pretraining, before there were "
+                f"clusters: raise trainer.lightning.max_epochs; with ckpt_path={self.folder} it goes on."
+            )
         save_checkpoint(trainer, self.folder / "model.ckpt")
         trained = trace.seconds
         outcome = assign(module, data, trainer.strategy.root_device, trained)

@@ -76,6 +76,18 @@ def test_a_run_cut_within_the_features_goes_on_to_the_bit(train: Callable[..., A
         np.testing.assert_array_equal(whole, rest)
 
 
+def test_a_run_cut_within_the_pretraining_says_so_and_can_go_on(
+    train: Callable[..., Any], tmp_path: Path
+) -> None:
+    cut = train(*JOINT, "trainer.lightning.max_epochs=2", "hydra.run.dir=cut")
+    assert cut.status == 1
+    assert "within the pretraining" in cut.err
+    assert "raise trainer.lightning.max_epochs" in cut.err
+    assert cut.err.count("Traceback") == 0
+    assert train(*JOINT, "ckpt_path=cut", "hydra.run.dir=rest").status == 0
+    assert [row["phase"] for row in trace_of(tmp_path / "rest")] == PHASES
+
+
 def test_the_end_of_each_phase_is_tracked_with_pictures(
     train: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
