@@ -134,6 +134,7 @@ class _Job:
         import pytorch_lightning as pl
 
         from deepdpm.cores import use_granted_cores
+        from deepdpm.jobs import resume_from
 
         config.check(self.cfg, self.record["overrides"])
         self.memory.begin()
@@ -356,39 +357,6 @@ def make_trainer(
     except (MisconfigurationException, ValueError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"trainer.lightning is refused by Lightning: {reason}") from error
-
-
-def resume_from(ckpt_path: str | None, folder: Path, config_hash: str) -> Path | None:
-    """Return the checkpoint to go on from: the one named, or `last.ckpt` of the same run's folder, or None.
-
-    Raises:
-        ValueError: it is missing or damaged, or the folder holds a stopped run of other settings.
-    """
-    import torch
-
-    path = folder / "last.ckpt" if ckpt_path is None else Path(ckpt_path).expanduser()
-    if path.is_dir():
-        path = path / "last.ckpt" if (path / "last.ckpt").is_file() else path / "model.ckpt"
-    if not path.is_file():
-        if ckpt_path is None:
-            return None
-        raise ValueError(
-            f"ckpt_path={ckpt_path} is not there: give the last.ckpt of a stopped run, or its folder."
-        )
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        found = state["callbacks"]["LastCheckpoint"]["config_hash"]
-    except Exception as error:
-        # A damaged file can fail anywhere in the readers of zip, pickle and torch.
-        raise ValueError(
-            f"{path} is damaged or no checkpoint of a run: remove it, or name another one."
-        ) from error
-    if ckpt_path is None and found != config_hash:
-        raise ValueError(
-            f"{folder} holds a stopped run of other settings: choose another hydra.run.dir, say "
-            f"ckpt_path={path} to go on with it under the new settings, or remove that file."
-        )
-    return path
 
 
 def assign(module: "DeepDPMModule", data: "CodesDataModule", device: Any, seconds: float) -> Outcome:
