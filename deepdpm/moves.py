@@ -37,7 +37,7 @@ class MoveSettings:
         tolerance: "search": a coarser step is believed if it is worth at most so many nats less than a finer
             one, and at most .3 of what it leaves unsaid.
         halvings: "search": so often the sample is cut in halves anew, and the mean decides; half as often
-            with each doubling.
+            with each doubling. With 0 the evidence decides.
         min_half: "search": halves of fewer points are not tried; then the evidence decides.
         clear_valley: "search": later steps split a cluster if the valley between its halves is lower.
         min_points: "published": both halves of a split need more points than this.
