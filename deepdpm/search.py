@@ -130,9 +130,9 @@ def _rows(x_MD: Tensor, settings: MoveSettings, generator: torch.Generator) -> l
 def _believed(step: Sequence[Partition], settings: MoveSettings) -> Partition:
     """The step of merging that the halves confirm, from the finest on: the sample's partition of it.
 
-    Halves are silent if every other one, or more, has too few points to pay for more than a third of the
-    sample's clusters, or for more than one: they cannot say which step is right. Then the evidence speaks, and
-    merging ends before valleys are deep.
+    Halves are silent if half of them or more have too few points to pay for more than a third of the sample's
+    clusters, or for more than one: they cannot say which step is right. Then the evidence speaks, and merging
+    ends before valleys are deep.
     """
     known = max(1, int(_KNOWN * step[0].num_clusters))
     alone = 2 * sum(half.num_clusters <= known for half in step[1:]) >= len(step) - 1
