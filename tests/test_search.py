@@ -333,7 +333,9 @@ def test_clusters_divided_by_a_deep_valley_do_not_end_as_one(distance: float, ex
 
 
 @pytest.mark.parametrize("known", [1, 2, 3])
-def test_the_evidence_speaks_where_halves_know_a_third_of_the_clusters(known: int) -> None:
+def test_the_evidence_speaks_where_halves_know_a_third_of_the_clusters(
+    known: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     labels_M = torch.arange(6).repeat_interleave(400)
     place_K = torch.tensor([0.0, 3.4, 6.8, 10.2, 13.6, 40.0])
     x_MD = torch.randn(2400, 2, generator=torch.Generator().manual_seed(0))
@@ -344,15 +346,8 @@ def test_the_evidence_speaks_where_halves_know_a_third_of_the_clusters(known: in
         x_MD[::2], (labels_M[::2] * known).div(6, rounding_mode="floor"), prior, 1
     )
     asked: list[int] = []
-    score = search_module._worth
-
-    def worth(step: Any, caution: float) -> float:
-        asked.append(len(step))
-        return score(step, caution)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search_module, "_worth", worth)
-        believed = _believed([whole, half, half], MoveSettings())
+    monkeypatch.setattr(search_module, "_worth", lambda step, _: asked.append(len(step)) or _worth(step, 1.5))
+    believed = _believed([whole, half, half], MoveSettings())
     assert set(asked) == ({1} if known <= 2 else {3})
     assert known == 3 or believed.num_clusters >= 5
 
